@@ -1,0 +1,27 @@
+"""mixcache in a denoising loop of one's own, without a pipeline: python examples/own_loop.py"""
+
+import torch
+from diffusers import WanPipeline
+
+import mixcache
+from mixcache.plugins import pipelines
+
+pipe = WanPipeline.from_pretrained(pipelines()["tiny_wan"].path, torch_dtype=torch.float32)
+cond, uncond = pipe.encode_prompt("a blue square moving up", "")
+steps = 50
+sigmas = torch.linspace(1, 0, steps + 1)
+sigmas = 3 * sigmas / (1 + 2 * sigmas)  # spend more steps where the clip takes shape
+shape = (1, pipe.transformer.config.in_channels, (17 - 1) // pipe.vae_scale_factor_temporal + 1, 8, 8)
+x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+policy = "easycache:threshold=0.05"
+with torch.no_grad(), mixcache.enable(pipe.transformer, policy) as session, session.run(num_steps=steps) as run:
+    for i in range(steps):
+        sigma, t = sigmas[i].item(), (1000 * sigmas[i]).expand(1)
+        with run.step(i, sigma=sigma):
+            with run.branch("cond"):
+                v_cond = pipe.transformer(x, t, cond, return_dict=False)[0]
+            with run.branch("uncond"):
+                v_uncond = pipe.transformer(x, t, uncond, return_dict=False)[0]
+        x = x + (sigmas[i + 1] - sigmas[i]) * (v_uncond + 4 * (v_cond - v_uncond))
+    print(session.report())

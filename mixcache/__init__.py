@@ -1,0 +1,60 @@
+"""mixcache: caching for diffusion-transformer inference, with interchangeable policies, bases and forecasters."""
+
+from mixcache.adapter import ModelAdapter, PipelineFolder
+from mixcache.basis import Basis
+from mixcache.errors import (
+    AttachError,
+    ConfigurationError,
+    MixcacheError,
+    PluginError,
+    RunError,
+    TraceError,
+    UnknownNameError,
+)
+from mixcache.forecast import Entry, Forecaster
+from mixcache.hookspecs import hookimpl
+from mixcache.plugins import register, unregister
+from mixcache.points import Granularity, NoiseLevel, Outcome, Point, Reading, RunInfo, Verdict, Vote
+from mixcache.policy import Policy, ge, gt, none_or_ge, one_of
+from mixcache.report import Report
+from mixcache.session import Run, Session, enable
+from mixcache.signals import Signal, Tensors
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttachError",
+    "Basis",
+    "ConfigurationError",
+    "Entry",
+    "Forecaster",
+    "Granularity",
+    "MixcacheError",
+    "ModelAdapter",
+    "NoiseLevel",
+    "Outcome",
+    "PipelineFolder",
+    "PluginError",
+    "Point",
+    "Policy",
+    "Reading",
+    "Report",
+    "Run",
+    "RunError",
+    "RunInfo",
+    "Session",
+    "Signal",
+    "Tensors",
+    "TraceError",
+    "UnknownNameError",
+    "Verdict",
+    "Vote",
+    "enable",
+    "ge",
+    "gt",
+    "hookimpl",
+    "none_or_ge",
+    "one_of",
+    "register",
+    "unregister",
+]

@@ -1,0 +1,93 @@
+"""Where a transformer class keeps what mixcache needs: plain records, written by whoever knows the architecture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import field, frozen
+from torch import Tensor
+
+from mixcache.errors import AttachError, ConfigurationError
+from mixcache.points import Prediction
+
+
+@frozen(kw_only=True)
+class ModelAdapter:
+    """One transformer class.
+
+    model: its class name. latent_argument: the argument of `forward` that holds x_t. channel_dim: the dimension of
+    that tensor that counts channels; where the model is given more channels than it returns (image conditions beside
+    the latent), the first `config.out_channels` of it are the latent. branches: how guidance branches reach the model
+    ("sequential" calls, one "doubled" batch, or "embedded" guidance); doubled_order: which half comes first.
+    prediction: what the model returns, or `None` to ask the noise scheduler.
+    """
+
+    model: str
+    latent_argument: str = "hidden_states"
+    channel_dim: int = 1
+    branches: Literal["sequential", "doubled", "embedded"] = "sequential"
+    doubled_order: tuple[str, ...] = ("uncond", "cond")
+    prediction: Prediction | None = None
+    generic: bool = False
+
+    def latent(self, model: Any, arguments: dict[str, Any]) -> Tensor:
+        """x_t out of a call's bound arguments: the anchor of a STEP point, in the model's own layout."""
+        latent = arguments.get(self.latent_argument)
+        if not isinstance(latent, Tensor):
+            raise AttachError(
+                f"{type(model).__name__}.forward was called without a tensor `{self.latent_argument}`, got "
+                f"{type(latent).__name__}; pass adapter=ModelAdapter(model={type(model).__name__!r}, "
+                "latent_argument=...) to enable()."
+            )
+        config = getattr(model, "config", None)
+        channels = getattr(config, "out_channels", None) or getattr(config, "in_channels", None)
+        if channels is None or latent.shape[self.channel_dim] <= channels:
+            return latent
+        return latent.narrow(self.channel_dim, 0, channels)
+
+
+@frozen(kw_only=True)
+class PipelineFolder:
+    """A diffusers pipeline folder that a plugin ships, loadable by name: `mixcache generate --model NAME`.
+
+    defaults: keyword arguments of a call (frames, size, steps, guidance). tuning and held_out: prompts to choose
+    settings on, and others to report on.
+    """
+
+    name: str
+    path: Path
+    summary: str = ""
+    defaults: dict[str, Any] = field(factory=dict)
+    tuning: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+
+
+def adapter_for(model: Any, adapters: Iterable[ModelAdapter]) -> ModelAdapter:
+    """The adapter of a model's class or of the nearest base class that has one.
+
+    A class nobody described gets a generic adapter if its `forward` takes `hidden_states`: that is all STEP needs.
+    Raises `AttachError` for one that does not.
+    """
+    by_name = {adapter.model: adapter for adapter in adapters}
+    for kind in type(model).__mro__:
+        if kind.__name__ in by_name:
+            return by_name[kind.__name__]
+    forward = getattr(type(model), "forward", None)
+    names = inspect.signature(forward).parameters if callable(forward) else ()
+    if "hidden_states" in names:
+        return ModelAdapter(model=type(model).__name__, generic=True)
+    raise AttachError(
+        f"no adapter knows {type(model).__name__}, and its forward takes no `hidden_states`; pass "
+        "adapter=ModelAdapter(model=..., latent_argument=...) to enable(). Adapters there are: "
+        f"{', '.join(sorted(by_name)) or 'none'}."
+    )
+
+
+def check_adapter(adapter: Any) -> ModelAdapter:
+    """`adapter` itself if it is a `ModelAdapter`; `ConfigurationError` otherwise."""
+    if not isinstance(adapter, ModelAdapter):
+        raise ConfigurationError(f"`adapter` must be a mixcache.ModelAdapter, got {adapter!r}.")
+    return adapter

@@ -1,0 +1,173 @@
+"""How mixcache sits on a transformer: one diffusers hook on the instance, put on and taken off without a trace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+import torch
+from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+from mixcache.errors import AttachError
+from mixcache.steps import Call
+
+HOOK_NAME = "mixcache"
+Forward = Callable[..., Any]
+Handler = Callable[[Any, Forward, Call, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class _ThreadContext(StateManager):  # type: ignore[misc]
+    """The `CacheContext` of the call in progress, one a thread (diffusers keeps one for all)."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[int, CacheContext] = {}
+        super().__init__(BaseState)
+
+    def set_context(self, context: CacheContext | None) -> None:
+        if context is None:
+            self._contexts.pop(get_ident(), None)
+        else:
+            self._contexts[get_ident()] = context
+
+    def get(self) -> CacheContext | None:
+        """The context of this thread, or `None`."""
+        return self._contexts.get(get_ident())
+
+
+class _Hook(ModelHook):  # type: ignore[misc]
+    """Passes every forward of a transformer to the session, with what the pipeline says about it."""
+
+    _is_stateful = True
+
+    def __init__(self, component: str, handler: Handler, finished: Callable[[], None]) -> None:
+        super().__init__()
+        self.component = component
+        self.handler = handler
+        self.finished = finished
+        self.thread_context = _ThreadContext()
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        context = self.thread_context.get()
+        call = Call(
+            component=self.component,
+            branch=context.name if context else None,
+            step=context.step_index if context else None,
+            num_steps=context.num_inference_steps if context else None,
+            sigma=context.sigma if context else None,
+            timestep=kwargs.get("timestep"),
+        )
+        return self.handler(module, self.fn_ref.original_forward, call, args, kwargs)
+
+    def reset_state(self, module: Any) -> Any:
+        """diffusers calls this when a pipeline is done."""
+        self.finished()
+        return module
+
+
+@contextmanager
+def _inside_accelerate(model: Any) -> Iterator[None]:
+    """Work on the forward that accelerate's offload hook wraps.
+
+    A pipeline with CPU offload takes accelerate's hook off and puts it on again after every call; what was hooked
+    outside of it would be lost then. Inside of it, a hook stays, and a skipped call still moves no weights.
+    """
+    if not hasattr(model, "_hf_hook") or not hasattr(model, "_old_forward"):
+        yield
+        return
+    outer = model.forward
+    model.forward = model._old_forward
+    try:
+        yield
+        model._old_forward = model.forward
+    finally:
+        model.forward = outer
+
+
+class Attachment:
+    """mixcache's hook on one transformer."""
+
+    def __init__(self, model: Any, component: str, handler: Handler, finished: Callable[[], None]) -> None:
+        self.model = model
+        self._had_registry = hasattr(model, "_diffusers_hook")
+        registry = HookRegistry.check_if_exists_or_initialize(model)
+        if registry.get_hook(HOOK_NAME) is not None:
+            raise AttachError(
+                f"mixcache is enabled on this {type(model).__name__} already, perhaps through another pipeline that "
+                "shares it; disable() that session first. One session can hold several policies: enable(pipe, [a, b])."
+            )
+        with _inside_accelerate(model):
+            self._own_forward = "forward" in vars(model)
+            registry.register_hook(_Hook(component, handler, finished), HOOK_NAME)
+        registry.invalidate_child_registries_cache()
+
+    def detach(self) -> None:
+        """Take the hook off and leave the model as it was found; doing so twice is harmless."""
+        registry = getattr(self.model, "_diffusers_hook", None)
+        if registry is None or registry.get_hook(HOOK_NAME) is None:
+            return
+        with _inside_accelerate(self.model):
+            registry.remove_hook(HOOK_NAME, recurse=False)
+            if not self._own_forward and not registry.hooks:
+                vars(self.model).pop("forward", None)
+        registry.invalidate_child_registries_cache()
+        if not self._had_registry and not registry.hooks:
+            del self.model._diffusers_hook
+
+
+def transformers_of(target: Any) -> dict[str, Any]:
+    """The transformers to attach to, by component name: those of a pipeline, or `target` itself if it is one.
+
+    Raises `AttachError` for something that is neither, and for a pipeline without a transformer.
+    """
+    if isinstance(target, torch.nn.Module):
+        return {"transformer": target}
+    if not hasattr(target, "components"):
+        raise AttachError(f"`target` must be a diffusers pipeline or a transformer, got {type(target).__name__}.")
+    names = [name for name in target.components if name.startswith("transformer")]
+    found = {name: getattr(target, name) for name in names if isinstance(getattr(target, name), torch.nn.Module)}
+    if not found:
+        raise AttachError(
+            f"{type(target).__name__} has no transformer to attach to (components: {', '.join(target.components)})."
+        )
+    return found
+
+
+def arguments_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    if not args:
+        return kwargs
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    return {**dict(zip(names, args)), **kwargs}
+
+
+def unpack(result: Any, model: Any) -> torch.Tensor:
+    """The one tensor in what a transformer returned: a tensor, a 1-tuple or an output record of one field.
+
+    Raises `AttachError` where there are several: which one is the prediction is not for us to guess.
+    """
+    if isinstance(result, torch.Tensor):
+        return result
+    items = (
+        list(result.values()) if isinstance(result, dict) else list(result) if isinstance(result, (tuple, list)) else []
+    )
+    tensors = [item for item in items if item is not None]
+    if len(tensors) == 1 and isinstance(tensors[0], torch.Tensor):
+        return tensors[0]
+    raise AttachError(
+        f"{type(model).__name__} returned {type(result).__name__} with {len(tensors)} values; mixcache caches models "
+        "that return one tensor."
+    )
+
+
+def repack(output: torch.Tensor, template: Any, return_dict: bool) -> Any:
+    """`output` in the form that the caller asked for; `template`: the last computed result, or `None`."""
+    if isinstance(template, torch.Tensor):
+        return output
+    if not return_dict:
+        return (output,)
+    kind = type(template) if isinstance(template, dict) else Transformer2DModelOutput
+    return kind(sample=output)

@@ -1,0 +1,122 @@
+"""Bases: the change of variable in which the cache stores an output.
+
+Every basis here is affine in anchor and output with scalar coefficients, z = p * anchor + q * output, so that encoding
+and decoding are written once. p and q depend on the noise level alone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from mixcache.errors import ConfigurationError
+from mixcache.points import NoiseLevel, Point
+
+SINGULAR = 1e-6
+"""A coefficient smaller than this is not divided by: the point computes instead."""
+
+Streams = tuple[Tensor, ...]
+"""The tensors that enter or leave a skip point: the latent at STEP, image and text hidden states at BLOCK."""
+
+
+@frozen
+class Basis:
+    """An invertible affine change of variable. Subclasses give `coefficients`; any shape, dtype and device."""
+
+    name: ClassVar[str] = ""
+
+    def coefficients(self, point: Point) -> tuple[float, float] | None:
+        """(p, q) with z = p * anchor + q * output at this point, or `None` where the change of variable is singular."""
+        raise NotImplementedError(f"{type(self).__name__} must define coefficients(point)")
+
+    def encode(self, output: Streams, anchor: Streams, point: Point) -> Streams | None:
+        """z of `output`, in its dtype; `None` where z cannot be formed (the point is then not stored)."""
+        pair = self.coefficients(point)
+        return None if pair is None else tuple(_mix(pair[0], a, pair[1], o, o.dtype) for a, o in zip(anchor, output))
+
+    def decode(self, z: Streams, anchor: Streams, point: Point) -> Streams | None:
+        """The output that z stands for at this anchor, in z's dtype; `None` where q is singular."""
+        pair = self.coefficients(point)
+        if pair is None or abs(pair[1]) < SINGULAR:
+            return None
+        p, q = pair
+        return tuple(_mix(-p / q, a, 1.0 / q, s, s.dtype) for a, s in zip(anchor, z))
+
+
+def _mix(p: float, a: Tensor, q: float, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """p * a + q * b, in at least float32, as a new tensor of `dtype`."""
+    wide = torch.promote_types(dtype, torch.float32)
+    mixed = b.detach().to(wide)
+    mixed = mixed.clone() if q == 1.0 else mixed * q
+    if p != 0.0:
+        mixed.add_(a.detach(), alpha=p)
+    return mixed.to(dtype)
+
+
+@frozen
+class Residual(Basis):
+    """z = output - anchor: EasyCache's transformation vector, TeaCache's and First-Block-Cache's residual."""
+
+    name: ClassVar[str] = "residual"
+
+    def coefficients(self, point: Point) -> tuple[float, float]:
+        return -1.0, 1.0
+
+
+@frozen
+class Output(Basis):
+    """z = output, as FORA and Pyramid Attention Broadcast reuse it."""
+
+    name: ClassVar[str] = "output"
+
+    def coefficients(self, point: Point) -> tuple[float, float]:
+        return 0.0, 1.0
+
+
+def _level(point: Point, basis: str) -> NoiseLevel:
+    if point.level is None:
+        raise ConfigurationError(
+            f"basis={basis!r} needs the noise level of every step, and this run has none: enable a pipeline, or give "
+            "sigma to `run.step(i, sigma=...)`; basis='residual' needs none."
+        )
+    return point.level
+
+
+@frozen
+class Noise(Basis):
+    """z = the noise that the prediction implies; for flow matching z = x + (1 - sigma) v. Singular at alpha = 0."""
+
+    name: ClassVar[str] = "noise"
+
+    def coefficients(self, point: Point) -> tuple[float, float] | None:
+        level = _level(point, self.name)
+        if level.prediction == "flow":
+            return 1.0, 1.0 - level.sigma
+        if level.prediction == "epsilon":
+            return 0.0, 1.0
+        if level.prediction == "v_prediction":
+            return level.sigma, level.alpha
+        return None if abs(level.sigma) < SINGULAR else (1.0 / level.sigma, -level.alpha / level.sigma)
+
+
+@frozen
+class Clean(Basis):
+    """z = the clean latent that the prediction implies; for flow matching z = x - sigma v. Singular at sigma = 0."""
+
+    name: ClassVar[str] = "clean"
+
+    def coefficients(self, point: Point) -> tuple[float, float] | None:
+        level = _level(point, self.name)
+        if level.prediction == "flow":
+            return 1.0, -level.sigma
+        if level.prediction == "v_prediction":
+            return level.alpha, -level.sigma
+        if level.prediction == "sample":
+            return 0.0, 1.0
+        return None if abs(level.alpha) < SINGULAR else (1.0 / level.alpha, -level.sigma / level.alpha)
+
+
+BASES: tuple[type[Basis], ...] = (Residual, Output, Noise, Clean)

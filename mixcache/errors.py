@@ -1,0 +1,40 @@
+"""Every error mixcache raises on purpose. Each message names the argument, the value given and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MixcacheError(Exception):
+    """Base of all errors that mixcache raises on purpose; catch it to tell them from a model's own errors."""
+
+
+class ConfigurationError(MixcacheError, ValueError):
+    """An argument has a value that cannot work. Raised before anything is attached or computed."""
+
+
+class UnknownNameError(ConfigurationError):
+    """A policy, basis, forecaster, rule, signal or model name that nobody registered; lists the names there are."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"unknown {kind} {name!r}; there are: {', '.join(names) or 'none'}.{hint}")
+
+
+class AttachError(MixcacheError):
+    """mixcache cannot be attached to this pipeline or model, or is attached already."""
+
+
+class RunError(MixcacheError):
+    """A model call that cannot be placed in a denoising run: unknown step count, two threads on one noise scheduler."""
+
+
+class PluginError(MixcacheError):
+    """A plugin returned something that its hook does not allow; names the plugin."""
+
+
+class TraceError(MixcacheError, ValueError):
+    """A trace file or record that is not a trace, or lacks a signal that a replayed policy reads."""

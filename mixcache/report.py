@@ -1,0 +1,108 @@
+"""The report: what a session's runs did, counted from their records."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import asdict, frozen
+from rich.console import Console
+from rich.table import Table
+
+from mixcache.points import Granularity
+from mixcache.trace import Record
+
+
+@frozen(kw_only=True)
+class GranularityReport:
+    """One granularity: visits that computed or reused, the reasons, and the largest predicted relative error."""
+
+    computed: int
+    reused: int
+    reasons: dict[str, int]
+    worst_predicted_error: float | None
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Visits over computed visits: the speed-up if reusing cost nothing."""
+        return (self.computed + self.reused) / max(self.computed, 1)
+
+
+@frozen(kw_only=True)
+class Report:
+    """A session's runs. `str(report)` is a table.
+
+    runs: how many. visits: by granularity. evaluations: model evaluations made, of `evaluations_uncached`.
+    compute_seconds: time in the model (CPU only, else `None`). peak_bytes: the largest size of the cache.
+    foreign_calls: model calls that belonged to no run that could be followed, and were computed.
+    """
+
+    runs: int
+    visits: dict[str, GranularityReport]
+    evaluations: int
+    evaluations_uncached: int
+    compute_seconds: float | None
+    peak_bytes: int
+    foreign_calls: int
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Evaluations without the cache over evaluations made."""
+        return self.evaluations_uncached / max(self.evaluations, 1)
+
+    @classmethod
+    def of(cls, records: Sequence[Record], *, peak_bytes: int, foreign_calls: int) -> Report:
+        """Count the records."""
+        visits = {}
+        for granularity in Granularity:
+            here = [record for record in records if record.point.granularity is granularity]
+            if here:
+                errors = [r.outcome.predicted_error for r in here if r.outcome.predicted_error is not None]
+                visits[granularity.value] = GranularityReport(
+                    computed=sum(not record.outcome.reused for record in here),
+                    reused=sum(record.outcome.reused for record in here),
+                    reasons=dict(Counter(_reason(record) for record in here).most_common()),
+                    worst_predicted_error=max(errors, default=None),
+                )
+        steps = [record for record in records if record.point.granularity is Granularity.STEP]
+        seconds = [record.seconds for record in steps if not record.outcome.reused]
+        return cls(
+            runs=len({record.run for record in records}),
+            visits=visits,
+            evaluations=sum(not record.outcome.reused for record in steps),
+            evaluations_uncached=len(steps),
+            compute_seconds=sum(s for s in seconds if s is not None) if None not in seconds else None,
+            peak_bytes=peak_bytes,
+            foreign_calls=foreign_calls,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {**asdict(self), "ideal_speedup": self.ideal_speedup}
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        console = Console(file=text, width=110, force_terminal=False)
+        table = Table(title="mixcache report", title_justify="left")
+        for column in ("granularity", "computed", "reused", "ideal speed-up", "worst predicted error"):
+            table.add_column(column)
+        for name, visit in self.visits.items():
+            error = "-" if visit.worst_predicted_error is None else f"{visit.worst_predicted_error:.4f}"
+            table.add_row(name, str(visit.computed), str(visit.reused), f"{visit.ideal_speedup:.2f}x", error)
+        console.print(table)
+        calls = f"{self.evaluations} of {self.evaluations_uncached} evaluations made in {self.runs} run(s)"
+        console.print(f"{calls}: {self.ideal_speedup:.2f}x; cache at most {self.peak_bytes:,} bytes")
+        for name, visit in self.visits.items():
+            for reason, count in visit.reasons.items():
+                console.print(f"  {name}: {count:4d}  {reason}", highlight=False)
+        if self.foreign_calls:
+            console.print(f"  {self.foreign_calls} calls belonged to no run of this pipeline and were computed")
+        if not self.visits:
+            console.print("  nothing was visited: no policy decides here, or the model has not run yet")
+        return text.getvalue().rstrip()
+
+
+def _reason(record: Record) -> str:
+    return f"{'reused' if record.outcome.reused else 'computed'}: {record.outcome.reason}"

@@ -1,0 +1,13 @@
+"""The plugin that offers these policies to mixcache (entry point `policies` of the group `mixcache`)."""
+
+from __future__ import annotations
+
+from mixcache import Policy, hookimpl
+from mixcache_policies.easycache import EasyCache
+from mixcache_policies.schedule import Schedule
+from mixcache_policies.static import Static
+
+
+@hookimpl
+def mixcache_policies() -> list[type[Policy]]:
+    return [EasyCache, Static, Schedule]

@@ -1,0 +1,29 @@
+"""A fixed interval (as in FORA, arXiv 2407.01425): the baseline that every adaptive policy has to beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+
+from mixcache import Point, Policy, Reading, Vote, ge
+
+
+@frozen(kw_only=True)
+class Static(Policy):
+    """Compute every `every`-th evaluation, reuse between; counted from the end of the first steps.
+
+    With `every=1` nothing is ever reused. The first two evaluations and the last are always computed, since the
+    output changes most there; set `first_steps` and `last_steps` to change that. Reads no signal: costs no transfer.
+    """
+
+    every: int = field(default=2, validator=ge(1))
+    first_steps: int = field(default=2, validator=ge(0))
+    last_steps: int = field(default=1, validator=ge(0))
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        """Reuse unless the evaluation is a multiple of `every` past the last of the first steps."""
+        since = point.step - max(self.first_steps - 1, 0)
+        if since % self.every == 0:
+            return Vote.compute(f"every {self.every} steps")
+        return Vote.reuse(f"between computed steps, every {self.every}")
