@@ -1,6 +1,6 @@
 """mixcache: caching for diffusion-transformer inference, with interchangeable policies, bases and forecasters."""
 
-from mixcache.adapter import ModelAdapter, PipelineFolder
+from mixcache.adapter import BlockList, ModelAdapter, PipelineFolder
 from mixcache.basis import Basis
 from mixcache.errors import (
     AttachError,
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttachError",
     "Basis",
+    "BlockList",
     "ConfigurationError",
     "Entry",
     "Forecaster",

@@ -15,6 +15,19 @@ from mixcache.points import Prediction
 
 
 @frozen(kw_only=True)
+class BlockList:
+    """One list of blocks of a model, in the order in which `forward` runs them.
+
+    path: the attribute that holds it. streams: the arguments of a block's `forward` that it transforms, the image or
+    video stream first. returns: the same names in the order in which a block returns them.
+    """
+
+    path: str
+    streams: tuple[str, ...] = ("hidden_states",)
+    returns: tuple[str, ...] = ("hidden_states",)
+
+
+@frozen(kw_only=True)
 class ModelAdapter:
     """One transformer class.
 
@@ -22,7 +35,9 @@ class ModelAdapter:
     that tensor that counts channels; where the model is given more channels than it returns (image conditions beside
     the latent), the first `config.out_channels` of it are the latent. branches: how guidance branches reach the model
     ("sequential" calls, one "doubled" batch, or "embedded" guidance); doubled_order: which half comes first.
-    prediction: what the model returns, or `None` to ask the noise scheduler.
+    prediction: what the model returns, or `None` to ask the noise scheduler. blocks: its block lists, none if what runs
+    between its blocks forbids spans. injected: arguments of `forward` that, when given, add residuals between blocks
+    (ControlNet): a span would skip them, so spans are then refused. unbatched: tensors that no branch has its half of.
     """
 
     model: str
@@ -31,6 +46,9 @@ class ModelAdapter:
     branches: Literal["sequential", "doubled", "embedded"] = "sequential"
     doubled_order: tuple[str, ...] = ("uncond", "cond")
     prediction: Prediction | None = None
+    blocks: tuple[BlockList, ...] = ()
+    injected: tuple[str, ...] = ()
+    unbatched: tuple[str, ...] = ("img_ids", "txt_ids", "image_rotary_emb")
     generic: bool = False
 
     def latent(self, model: Any, arguments: dict[str, Any]) -> Tensor:

@@ -17,6 +17,7 @@ from mixcache.steps import Call
 
 HOOK_NAME = "mixcache"
 Forward = Callable[..., Any]
+BlockHandler = Callable[[Any, Forward, int, tuple[Any, ...], dict[str, Any]], Any]
 Handler = Callable[[Any, Forward, Call, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -87,10 +88,32 @@ def _inside_accelerate(model: Any) -> Iterator[None]:
         model.forward = outer
 
 
-class Attachment:
-    """mixcache's hook on one transformer."""
+class _BlockHook(ModelHook):  # type: ignore[misc]
+    """Passes every forward of a block to the session, with the block's index."""
 
-    def __init__(self, model: Any, component: str, handler: Handler, finished: Callable[[], None]) -> None:
+    def __init__(self, handler: BlockHandler, index: int) -> None:
+        super().__init__()
+        self.handler = handler
+        self.index = index
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.handler(module, self.fn_ref.original_forward, self.index, args, kwargs)
+
+
+def root_hook(component: str, handler: Handler, finished: Callable[[], None]) -> ModelHook:
+    """The hook for a transformer: `handler` gets every call, `finished` is called when a pipeline is done."""
+    return _Hook(component, handler, finished)
+
+
+def block_hook(handler: BlockHandler, index: int) -> ModelHook:
+    """The hook for block `index` of a transformer."""
+    return _BlockHook(handler, index)
+
+
+class Attachment:
+    """mixcache's hook on one module: a transformer or one of its blocks."""
+
+    def __init__(self, model: Any, hook: ModelHook) -> None:
         self.model = model
         self._had_registry = hasattr(model, "_diffusers_hook")
         registry = HookRegistry.check_if_exists_or_initialize(model)
@@ -101,7 +124,7 @@ class Attachment:
             )
         with _inside_accelerate(model):
             self._own_forward = "forward" in vars(model)
-            registry.register_hook(_Hook(component, handler, finished), HOOK_NAME)
+            registry.register_hook(hook, HOOK_NAME)
         registry.invalidate_child_registries_cache()
 
     def detach(self) -> None:

@@ -64,7 +64,8 @@ class Point:
     step: 0-based index of the model evaluation in execution order (a second-order noise scheduler has two a step).
     num_steps: evaluations in the whole run. branch: guidance branch ("cond", "uncond", ...).
     site: which model component or span of blocks; empty where there is only one. leads: whether this is the first
-    branch visited in this step, the one that decides for all under a joint policy.
+    branch visited in this step, the one that decides for all under a joint policy. span: at BLOCK, the blocks it stands
+    for, first and one past the last, of `blocks` in the model.
     """
 
     granularity: Granularity
@@ -73,6 +74,8 @@ class Point:
     branch: str = "cond"
     site: str = ""
     leads: bool = True
+    span: tuple[int, int] | None = None
+    blocks: int = 0
     level: NoiseLevel | None = None
 
     @property

@@ -61,11 +61,15 @@ class Policy:
     `branches` says how the guidance branches of one step are decided. "joint" and "leader": once, on the first branch
     visited, and every other branch of that step follows ("leader" says that the signals of that branch are meant to
     stand for all). "independent": each branch on its own signals, with its own state.
+
+    `exact_history` asks that nothing computed downstream of a reuse (of the same call, at a finer granularity) is ever
+    stored where it decides.
     """
 
     name: ClassVar[str] = ""
     signals: ClassVar[tuple[str, ...]] = ()
     branches: ClassVar[BranchMode] = "joint"
+    exact_history: ClassVar[bool] = False
 
     at: Granularity = field(default=Granularity.STEP, converter=parse_granularity)
     first_steps: int = field(default=0, validator=ge(0))
@@ -80,6 +84,22 @@ class Policy:
     def policy_name(cls) -> str:
         """The name in specs such as "easycache:threshold=0.05": `name`, or the class name in lower case."""
         return cls.name or cls.__name__.lower()
+
+    def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
+        """At BLOCK: the spans of the model's `blocks` blocks that it decides about, as (first, one past the last).
+
+        Raises `ConfigurationError` if they do not fit the model. By default all blocks are one span.
+        """
+        return ((0, blocks),)
+
+    def covers(self, point: Point) -> bool:
+        """Whether it decides at this point: its granularity, and at BLOCK within one of its spans."""
+        if point.granularity is not self.at:
+            return False
+        if point.span is None:
+            return True
+        first, last = point.span
+        return any(a <= first and last <= b for a, b in self.spans(point.blocks))
 
     def started(self, run: RunInfo) -> None:
         """Called once a run before its first visit; raise `ConfigurationError` if the run cannot be served."""

@@ -36,7 +36,8 @@ class Report:
 
     runs: how many. visits: by granularity. evaluations: model evaluations made, of `evaluations_uncached`.
     compute_seconds: time in the model (CPU only, else `None`). peak_bytes: the largest size of the cache.
-    foreign_calls: model calls that belonged to no run that could be followed, and were computed.
+    foreign_calls: model calls that belonged to no run that could be followed, and were computed. notes: what a user who
+    expected more reuse should know.
     """
 
     runs: int
@@ -46,6 +47,7 @@ class Report:
     compute_seconds: float | None
     peak_bytes: int
     foreign_calls: int
+    notes: tuple[str, ...] = ()
 
     @property
     def ideal_speedup(self) -> float:
@@ -53,7 +55,9 @@ class Report:
         return self.evaluations_uncached / max(self.evaluations, 1)
 
     @classmethod
-    def of(cls, records: Sequence[Record], *, peak_bytes: int, foreign_calls: int) -> Report:
+    def of(
+        cls, records: Sequence[Record], *, peak_bytes: int, foreign_calls: int, notes: tuple[str, ...] = ()
+    ) -> Report:
         """Count the records."""
         visits = {}
         for granularity in Granularity:
@@ -76,6 +80,7 @@ class Report:
             compute_seconds=sum(s for s in seconds if s is not None) if None not in seconds else None,
             peak_bytes=peak_bytes,
             foreign_calls=foreign_calls,
+            notes=tuple(notes),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,6 +104,8 @@ class Report:
                 console.print(f"  {name}: {count:4d}  {reason}", highlight=False)
         if self.foreign_calls:
             console.print(f"  {self.foreign_calls} calls belonged to no run of this pipeline and were computed")
+        for note in self.notes:
+            console.print(f"  note: {note}", highlight=False)
         if not self.visits:
             console.print("  nothing was visited: no policy decides here, or the model has not run yet")
         return text.getvalue().rstrip()

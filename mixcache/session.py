@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import Any
 
 from attrs import evolve
+from torch import Tensor
 
 from mixcache import plugins, trace
 from mixcache.adapter import ModelAdapter, adapter_for, check_adapter
-from mixcache.attach import Attachment, Forward, arguments_of, repack, transformers_of, unpack
-from mixcache.basis import Basis
+from mixcache.attach import Attachment, Forward, block_hook, repack, root_hook, transformers_of
+from mixcache.basis import Basis, Streams
+from mixcache.calls import Layout, ModelCall, Produce, Walk, guided, guided_in_one_batch
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.forecast import Forecaster
 from mixcache.points import Granularity, NoiseLevel, Point, Prediction, RunInfo, parse_granularity
@@ -32,6 +34,7 @@ class Run:
         self.schedule = schedule
         self.progress = Progress(num_steps=scheduler.run.num_steps)
         self.templates: dict[str, Any] = {}
+        self.leading: tuple[int, Tensor, bool] | None = None
         self._prediction = prediction
         self._step: int | None = None
         self._sigma: float | None = None
@@ -100,10 +103,15 @@ class Session:
         self._ended: list[object] = []
         self._count = 0
         self._trace = None if trace_file is None else open(trace_file, "w", encoding="utf-8")  # noqa: SIM115
+        self.notes: set[str] = set()
+        self._layouts: dict[int, Layout] = {}
+        self._walks: dict[int, Walk] = {}
         self._attachments: list[Attachment] = []
         try:
             for name, model in models.items():
-                self._attachments.append(Attachment(model, name, self._forward, self._end_run))
+                self._attachments.append(Attachment(model, root_hook(name, self._forward, self._end_run)))
+                if plan.uses(Granularity.BLOCK):
+                    self._attach_blocks(name, model)
         except BaseException:
             self.disable()
             raise
@@ -134,7 +142,17 @@ class Session:
         """What happened so far: reuse by granularity, evaluations saved, reasons, predicted errors, cache bytes."""
         for run in (*self._runs.values(), *self._explicit.values()):
             self.peak_bytes = max(self.peak_bytes, run.scheduler.store.peak_bytes)
-        return Report.of(self.records, peak_bytes=self.peak_bytes, foreign_calls=self.foreign_calls)
+        return Report.of(
+            self.records, peak_bytes=self.peak_bytes, foreign_calls=self.foreign_calls, notes=self._notes()
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        """What a user who expected more reuse should know."""
+        visited = {record.point.granularity for record in self.records}
+        unvisited = [policy for policy in self.plan.policies if self._count and policy.at not in visited]
+        why = {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
+        silent = {f"{p.policy_name()!r} decided nothing at {p.at.value!r}{why.get(p.at, '')}" for p in unvisited}
+        return tuple(sorted(self.notes | silent))
 
     def save_trace(self, path: str | Path) -> None:
         """Write all records so far as JSON lines."""
@@ -186,33 +204,85 @@ class Session:
             self._trace.flush()
 
     def _forward(self, model: Any, forward: Forward, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of a transformer: place it in its run and let the cache scheduler decide about it."""
-        found = self._locate(call) if self.plan.uses(Granularity.STEP) else None
+        """One call of a transformer: place it in its run and let the cache scheduler decide about it.
+
+        The points of the call nest: STEP around CFG around the spans of blocks, which `_block` visits.
+        """
+        found = self._locate(call)
         if found is None:
             return forward(*args, **kwargs)
         run, place = found
-        arguments = arguments_of(model, args, kwargs)
-        anchor = self._adapters[call.component].latent(model, arguments)
-        point = Point(
+        model_call = ModelCall(model, forward, args, kwargs, self._adapters[call.component])
+        latent = model_call.adapter.latent(model, model_call.arguments)
+        point = self._point(place, call.component)
+        reuses = run.scheduler.reuses
+        produce = self._nest(run, place, point, model_call, latent)
+        (output,) = produce()
+        if place.ordinal == 0:
+            run.leading = (place.step, output, run.scheduler.reuses == reuses)
+        if model_call.output is output:
+            run.templates[call.component] = model_call.result
+            return model_call.result
+        return repack(output, run.templates.get(call.component), model_call.arguments.get("return_dict", True))
+
+    def _nest(self, run: Run, place: Place, point: Point, call: ModelCall, latent: Tensor) -> Produce:
+        """The call's points, each around the next, where a policy decides: STEP around CFG around spans of blocks."""
+        produce: Produce = call.compute
+        if self.plan.uses(Granularity.BLOCK):
+            produce = self._spanned(run.scheduler, point, call, produce)
+        if self.plan.uses(Granularity.CFG):
+            if call.adapter.branches == "doubled":
+                if getattr(self._pipeline, "do_classifier_free_guidance", place.branch == "cond_uncond"):
+                    produce = guided_in_one_batch(run.scheduler, point, call, latent, produce)
+            elif place.ordinal > 0 and place.branch != "cond" and run.leading is not None:
+                step, output, exact = run.leading
+                leading = (output, exact) if step == place.step else None
+                produce = guided(run.scheduler, point, leading, place.ordinal == 1, produce)
+        if self.plan.uses(Granularity.STEP):
+            inner = produce
+            return lambda: drive(run.scheduler.visit(point, (latent,)), inner)
+        return produce
+
+    def _spanned(self, scheduler: CacheScheduler, point: Point, call: ModelCall, produce: Produce) -> Produce:
+        """The call with its spans of blocks visited, unless it adds something between its blocks."""
+        injected = [name for name in call.adapter.injected if call.arguments.get(name) is not None]
+        if injected:
+            self.notes.add(f"spans of blocks were not skipped: `{injected[0]}` is added between blocks")
+            return produce
+        walk = Walk(scheduler, point, self._layouts[id(call.model)])
+
+        def run() -> Streams:
+            self._walks[get_ident()] = walk
+            try:
+                return produce()
+            finally:
+                self._walks.pop(get_ident(), None)
+
+        return run
+
+    def _block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One block of a transformer: part of the call in progress on this thread, if that is cached."""
+        walk = self._walks.get(get_ident())
+        return forward(*args, **kwargs) if walk is None else walk.block(module, forward, index, args, kwargs)
+
+    def _attach_blocks(self, component: str, model: Any) -> None:
+        policies = [policy for policy in self.plan.policies if policy.at is Granularity.BLOCK]
+        reads = self.plan.gauges[Granularity.BLOCK].reads
+        prefix = bool(reads & {"previous_prefix", "computed_prefix"})
+        layout = self._layouts[id(model)] = Layout.of(model, self._adapters[component], policies, prefix)
+        for index, block in layout.modules(model):
+            self._attachments.append(Attachment(block, block_hook(self._block, index)))
+
+    def _point(self, place: Place, component: str) -> Point:
+        return Point(
             granularity=Granularity.STEP,
             step=place.step,
             num_steps=place.num_steps,
             branch=place.branch,
-            site=call.component if len(self._adapters) > 1 else "",
-            leads=place.leads,
+            site=component if len(self._adapters) > 1 else "",
+            leads=place.ordinal == 0,
             level=place.level,
         )
-        computed: list[Any] = []
-
-        def compute() -> tuple[Any]:
-            computed.append(forward(*args, **kwargs))
-            return (unpack(computed[0], model),)
-
-        (output,) = drive(run.scheduler.visit(point, (anchor,)), compute)
-        if computed:
-            run.templates[call.component] = computed[0]
-            return computed[0]
-        return repack(output, run.templates.get(call.component), arguments.get("return_dict", True))
 
     def _locate(self, call: Call) -> tuple[Run, Place] | None:
         """The run that a call belongs to, opened if it is the first, and its place there; `None` if it is not ours."""

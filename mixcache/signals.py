@@ -17,13 +17,15 @@ from torch import Tensor
 from mixcache.errors import ConfigurationError, UnknownNameError
 
 Samples = Literal["worst", "mean"]
-Memory = Literal["previous_anchor", "computed_anchor", "computed_output"]
+Memory = Literal["previous_anchor", "computed_anchor", "computed_output", "previous_prefix", "computed_prefix"]
 Measure = Callable[["Tensors"], "Tensor | None"]
 
 
 @frozen(kw_only=True)
 class Tensors:
     """What a signal may look at. `previous_*`: the previous visit of this point; `computed_*`: the last computed one.
+
+    `prefix`, at a span that does not begin at the first block: what the blocks before it added to the hidden states.
 
     Tensors that nothing asked for, or that do not exist yet, are `None`. `values` holds the signals already measured
     here, per sample and still on the device: those after the last compute, and those this signal requires.
@@ -34,6 +36,9 @@ class Tensors:
     previous_anchor: Tensor | None = None
     computed_anchor: Tensor | None = None
     computed_output: Tensor | None = None
+    prefix: Tensor | None = None
+    previous_prefix: Tensor | None = None
+    computed_prefix: Tensor | None = None
     values: Mapping[str, Tensor] = {}
     samples: Samples = "worst"
 
@@ -96,6 +101,10 @@ def _increment_change(t: Tensors) -> Tensor | None:
     return t.norm((t.output - t.anchor) - before) / t.norm(before)
 
 
+def _prefix_change(t: Tensors, reference: Tensor | None) -> Tensor | None:
+    return None if reference is None or t.prefix is None else t.norm(t.prefix - reference) / t.norm(reference)
+
+
 def _predicted_change(t: Tensors) -> Tensor | None:
     names = ("rate", "anchor_delta", "output_norm")
     if any(name not in t.values for name in names):
@@ -123,6 +132,18 @@ SIGNALS: tuple[Signal, ...] = (
         lambda t: _change(t, t.computed_anchor),
         "mean|a - a_last| / mean|a_last|",
         "computed_anchor",
+    ),
+    _signal(
+        "prefix_change",
+        lambda t: _prefix_change(t, t.previous_prefix),
+        "relative L1 change of what the blocks before the span added, against the previous visit",
+        "previous_prefix",
+    ),
+    _signal(
+        "prefix_change_since_compute",
+        lambda t: _prefix_change(t, t.computed_prefix),
+        "the same against the last computed visit: First-Block-Cache's and DBCache's test",
+        "computed_prefix",
     ),
     _signal(
         "predicted_change",

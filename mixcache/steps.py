@@ -105,12 +105,12 @@ def position(pipeline: Any) -> int | None:
 
 @frozen(kw_only=True)
 class Place:
-    """Where a call stands in its run."""
+    """Where a call stands in its run; `ordinal` counts the calls of its step."""
 
     step: int
     num_steps: int
     branch: str
-    leads: bool
+    ordinal: int
     level: NoiseLevel | None
 
 
@@ -138,7 +138,7 @@ class Progress:
         if step != self.step:
             self.step, self.seen = step, []
         branch = call.branch or f"call{sum(component == call.component for component, _ in self.seen)}"
-        place = Place(step=step, num_steps=self.num_steps, branch=branch, leads=not self.seen, level=level)
+        place = Place(step=step, num_steps=self.num_steps, branch=branch, ordinal=len(self.seen), level=level)
         self.seen.append((call.component, branch))
         return place
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from attrs import define, field
@@ -27,6 +27,8 @@ class Slot:
     previous_anchor: Tensor | None = None
     computed_anchor: Tensor | None = None
     computed_output: Tensor | None = None
+    previous_prefix: Tensor | None = None
+    computed_prefix: Tensor | None = None
     after: dict[str, Tensor] = field(factory=dict)
     last_computed: int | None = None
 
@@ -34,9 +36,11 @@ class Slot:
         """Every tensor that the slot holds."""
         for entry in self.history:
             yield from entry.z
-        for tensor in (self.previous_anchor, self.computed_anchor, self.computed_output, *self.after.values()):
-            if tensor is not None:
-                yield tensor
+        yield from (tensor for tensor in (*self._remembered(), *self.after.values()) if tensor is not None)
+
+    def _remembered(self) -> tuple[Tensor | None, ...]:
+        anchors = (self.previous_anchor, self.computed_anchor, self.computed_output)
+        return (*anchors, self.previous_prefix, self.computed_prefix)
 
     def admit(self, form: Form) -> str | None:
         """Take an anchor of this form; if it is not that of the history, drop all and say what changed."""
@@ -46,6 +50,7 @@ class Slot:
         self.history.clear()
         self.after.clear()
         self.previous_anchor = self.computed_anchor = self.computed_output = None
+        self.previous_prefix = self.computed_prefix = None
         return f"shape changed from {_shapes(before)} to {_shapes(form)}"
 
 
@@ -78,8 +83,37 @@ class Store:
         self._slots.clear()
 
 
-def form_of(streams: Streams) -> Form:
+class Deferred:
+    """An anchor that costs something to know, made only if a signal or a reuse needs it.
+
+    form: the form it will have. make: computes it; called at most once.
+    """
+
+    def __init__(self, form: Form, make: Callable[[], Streams]) -> None:
+        self.form = form
+        self._make = make
+        self._streams: Streams | None = None
+
+    def get(self) -> Streams:
+        """The streams, made on the first call."""
+        if self._streams is None:
+            self._streams = self._make()
+        return self._streams
+
+
+Anchor = Streams | Deferred
+
+
+def streams_of(anchor: Anchor) -> Streams:
+    """The tensors of an anchor, made now if they were deferred."""
+    return anchor.get() if isinstance(anchor, Deferred) else anchor
+
+
+def form_of(anchor: Anchor) -> Form:
     """The form of the streams that enter or leave a point."""
+    streams = anchor
+    if isinstance(streams, Deferred):
+        return streams.form
     return tuple((tuple(t.shape), t.dtype, t.device) for t in streams)
 
 

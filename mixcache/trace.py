@@ -46,6 +46,8 @@ class Record:
                 raise TraceError(f"trace has schema {fields['schema']!r}, this mixcache reads {SCHEMA}.")
             reading = {str(k): _number(v) for k, v in fields["reading"].items()}
             point = dict(fields["point"], granularity=parse_granularity(fields["point"]["granularity"]))
+            if point["span"] is not None:
+                point["span"] = (int(point["span"][0]), int(point["span"][1]))
             if point["level"] is not None:
                 point["level"] = NoiseLevel(**point["level"])
             outcome = dict(fields["outcome"], predicted_error=_number(fields["outcome"]["predicted_error"]))
@@ -115,7 +117,7 @@ def replay(records: Sequence[Record], policies: Sequence[Policy], rule: Rule = u
                 voter.mixcache_run_started(RunInfo(index=record.run, num_steps=record.point.num_steps))
         for voter in panel:
             lacking = [signal for signal in voter.policy.signals if signal not in record.reading]
-            if lacking and record.point.granularity is voter.policy.at and (record.point.leads or not voter.follows):
+            if lacking and voter.policy.covers(record.point) and (record.point.leads or not voter.follows):
                 raise TraceError(f"the trace lacks signals that {voter.label!r} reads: {', '.join(lacking)}.")
         votes = [voter.mixcache_vote(record.point, record.reading) for voter in panel]
         yield decide([vote for vote in votes if vote is not None], rule)

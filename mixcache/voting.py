@@ -112,7 +112,7 @@ class Voter:
 
     @hookimpl
     def mixcache_vote(self, point: Point, reading: Reading) -> Vote | None:
-        if point.granularity is not self.policy.at:
+        if not self.policy.covers(point):
             return None
         step, reused = self._led.get(point.site, (-1, False))
         if self.follows and not point.leads and step == point.step:
@@ -126,7 +126,7 @@ class Voter:
 
     @hookimpl
     def mixcache_observe(self, point: Point, outcome: Outcome) -> None:
-        if point.granularity is not self.policy.at or (self.follows and not point.leads):
+        if not self.policy.covers(point) or (self.follows and not point.leads):
             return
         self._led[point.site] = (point.step, outcome.reused)
         key = self._key(point)

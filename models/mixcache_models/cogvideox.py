@@ -3,6 +3,14 @@
 The noise scheduler says what is predicted.
 """
 
-from mixcache import ModelAdapter
+from mixcache import BlockList, ModelAdapter
 
-ADAPTERS = (ModelAdapter(model="CogVideoXTransformer3DModel", branches="doubled", channel_dim=2),)
+_BLOCKS = (
+    BlockList(
+        path="transformer_blocks",
+        streams=("hidden_states", "encoder_hidden_states"),
+        returns=("hidden_states", "encoder_hidden_states"),
+    ),
+)
+
+ADAPTERS = (ModelAdapter(model="CogVideoXTransformer3DModel", blocks=_BLOCKS, branches="doubled", channel_dim=2),)

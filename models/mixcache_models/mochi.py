@@ -1,5 +1,13 @@
 """Mochi 1: one doubled batch, uncond first."""
 
-from mixcache import ModelAdapter
+from mixcache import BlockList, ModelAdapter
 
-ADAPTERS = (ModelAdapter(model="MochiTransformer3DModel", branches="doubled", prediction="flow"),)
+_BLOCKS = (
+    BlockList(
+        path="transformer_blocks",
+        streams=("hidden_states", "encoder_hidden_states"),
+        returns=("hidden_states", "encoder_hidden_states"),
+    ),
+)
+
+ADAPTERS = (ModelAdapter(model="MochiTransformer3DModel", blocks=_BLOCKS, branches="doubled", prediction="flow"),)

@@ -1,7 +1,9 @@
 """The policies that come with mixcache, one a file, written against its public API alone."""
 
+from mixcache_policies.cfg_interval import CFGInterval
 from mixcache_policies.easycache import EasyCache
+from mixcache_policies.first_block import FirstBlock
 from mixcache_policies.schedule import Schedule
 from mixcache_policies.static import Static
 
-__all__ = ["EasyCache", "Schedule", "Static"]
+__all__ = ["CFGInterval", "EasyCache", "FirstBlock", "Schedule", "Static"]

@@ -1,0 +1,33 @@
+"""CFG reuse at a fixed interval: the unconditional branch is computed now and then, and rebuilt between."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from attrs import field, frozen
+
+from mixcache import Granularity, Point, Policy, Reading, Vote, ge
+from mixcache.points import parse_granularity
+
+
+@frozen(kw_only=True)
+class CFGInterval(Policy):
+    """Compute the guidance branches other than the conditional one every `every`-th evaluation.
+
+    Between, such a branch is rebuilt from this step's conditional output and the stored difference of the two, which
+    changes slowly (FasterCache, arXiv 2410.19355, section 3.3; FasterCache itself weighs its frequencies). Sequential
+    branches save one call in two, a doubled batch half of the call. The first evaluations and the last are computed.
+    """
+
+    name: ClassVar[str] = "cfg"
+
+    at: Granularity = field(default=Granularity.CFG, converter=parse_granularity)
+    every: int = field(default=2, validator=ge(1))
+    first_steps: int = field(default=2, validator=ge(0))
+    last_steps: int = field(default=1, validator=ge(0))
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        """Reuse unless the evaluation is a multiple of `every` past the last of the first steps."""
+        if (point.step - max(self.first_steps - 1, 0)) % self.every == 0:
+            return Vote.compute(f"every {self.every} steps")
+        return Vote.reuse(f"between computed branches, every {self.every}")
