@@ -1,0 +1,222 @@
+"""One generation: call a pipeline with a way of caching, and time its denoising loop.
+
+Arrays carry their layout in their names: F frames, H height, W width, C colour channels.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import frozen
+from numpy.typing import NDArray
+
+from mixcache import plugins
+from mixcache.attach import transformers_of
+from mixcache.basis import Basis
+from mixcache.errors import ConfigurationError, MixcacheError
+from mixcache.forecast import Forecaster
+from mixcache.loading import Model, first_line
+from mixcache.report import Report
+from mixcache.session import Session, enable
+
+Frames = NDArray[np.float32]
+"""A clip [F, H, W, C] with values in [0, 1]; an image is a clip of one frame."""
+
+
+@frozen(kw_only=True)
+class Variant:
+    """One way of caching: policies ("a:x=1 + b:y=2", or "none") with their rule, basis, forecaster and pooling."""
+
+    policies: str
+    rule: str = "unanimous"
+    basis: str = "residual"
+    forecast: str = "hold"
+    samples: str = "worst"
+
+    @classmethod
+    def parse(cls, text: str, **defaults: str) -> Variant:
+        """From "POLICIES @ basis=... forecast=... rule=... samples=..."; what it does not say comes from `defaults`.
+
+        Raises `ConfigurationError` for a name or value that cannot be, before any model is loaded.
+        """
+        policies, at, rest = text.partition("@")
+        given = dict(defaults)
+        if at and not rest.strip():
+            raise ConfigurationError(f"--policy {text!r}: nothing follows the @; write e.g. '@ basis=noise'.")
+        for part in rest.split():
+            key, equals, value = part.partition("=")
+            if key not in ("rule", "basis", "forecast", "samples") or not equals or not value:
+                raise ConfigurationError(
+                    f"--policy {text!r}: after the @ write basis=, forecast=, rule= or samples=, got {part!r}."
+                )
+            given[key] = value
+        variant = cls(policies=" ".join(policies.split()), **given)
+        variant.check()
+        return variant
+
+    def check(self) -> None:
+        """Build everything once; raises `ConfigurationError` for what does not exist or has a bad value."""
+        if not self.policies:
+            raise ConfigurationError("--policy must name a policy, or be 'none'; see `mixcache plugins`.")
+        if self.caches:
+            plugins.build_policies(self.policies)
+        plugins.build("basis", self.basis, Basis)
+        plugins.build("forecaster", self.forecast, Forecaster)
+        plugins.build_rule(self.rule)
+        if self.samples not in ("worst", "mean"):
+            raise ConfigurationError(f"`samples` must be 'worst' or 'mean', got {self.samples!r}.")
+
+    @property
+    def caches(self) -> bool:
+        """Whether there is a policy at all."""
+        return self.policies != "none"
+
+    @property
+    def label(self) -> str:
+        """A short text that tells variants apart: what differs from the defaults of `mixcache.enable`."""
+        usual = {"rule": "unanimous", "basis": "residual", "forecast": "hold", "samples": "worst"}
+        parts = [f"{key}={getattr(self, key)}" for key in usual if getattr(self, key) != usual[key]]
+        return f"{self.policies} @ {' '.join(parts)}" if parts else self.policies
+
+    def enable(self, pipeline: Any, trace: Path | None = None) -> Session | None:
+        """A session on the pipeline, or `None` if nothing is to be cached."""
+        if not self.caches:
+            return None
+        return enable(
+            pipeline,
+            self.policies,
+            rule=self.rule,
+            basis=self.basis,
+            forecast=self.forecast,
+            samples=self.samples,
+            trace=trace,
+        )
+
+
+UNCACHED = Variant(policies="none")
+
+
+@frozen(kw_only=True)
+class Generation:
+    """What one call gave: frames_FHWC in [0, 1], the final latents, seconds in the denoising loop, the session's
+    report (`None` uncached) and which steps computed ("1") or reused ("0")."""
+
+    frames_FHWC: Frames
+    latents: torch.Tensor | None
+    seconds: float
+    report: Report | None = None
+    mask: str = ""
+
+
+class LoopClock:
+    """Times one denoising loop: from the start of the first transformer call to the end of the last step.
+
+    The end is the pipeline's last `callback_on_step_end`, or the end of the last transformer call if it has none.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._models = list(transformers_of(pipeline).values())
+        self._pipeline = pipeline
+        self._start: float | None = None
+        self._end: float | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[LoopClock]:
+        """Watch the transformers while inside."""
+        handles = [model.register_forward_pre_hook(self._before) for model in self._models]
+        handles += [model.register_forward_hook(self._after) for model in self._models]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds; 0 if the transformer was never called."""
+        return 0.0 if self._start is None or self._end is None else self._end - self._start
+
+    def _before(self, *_: Any) -> None:
+        if self._start is None:
+            self._wait()
+            self._start = time.perf_counter()
+
+    def _after(self, *_: Any) -> None:
+        self._end = time.perf_counter()
+
+    def step_ended(self, step: int) -> None:
+        """A step is over; on an accelerator the last one is waited for."""
+        last = getattr(self._pipeline, "num_timesteps", None)
+        if last is None or step >= last - 1:
+            self._wait()
+        self._end = time.perf_counter()
+
+    def _wait(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def generate(
+    model: Model,
+    prompt: str,
+    seed: int,
+    arguments: Mapping[str, Any],
+    variant: Variant = UNCACHED,
+    *,
+    on_step: Callable[[], None] = lambda: None,
+    trace: Path | None = None,
+) -> Generation:
+    """Call the pipeline once, cached by `variant`. The session is on for this call alone.
+
+    on_step: called after every denoising step. Raises `ConfigurationError` for a call that the pipeline refuses.
+    """
+    clock = LoopClock(model.pipeline)
+    latents: list[torch.Tensor] = []
+
+    def step_ended(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        clock.step_ended(step)
+        latents[:] = [tensors["latents"]]
+        on_step()
+        return tensors
+
+    call = dict(arguments, prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), output_type="np")
+    if "callback_on_step_end" in inspect.signature(model.pipeline.__call__).parameters:
+        call |= {"callback_on_step_end": step_ended, "callback_on_step_end_tensor_inputs": ["latents"]}
+    session = variant.enable(model.pipeline, trace)
+    gc.collect()
+    gc.disable()
+    try:
+        with session or nullcontext(), clock.running():
+            output = model.pipeline(**call)
+    except MixcacheError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(f"{type(model.pipeline).__name__} refused the call: {first_line(error)}") from error
+    finally:
+        gc.enable()
+    return Generation(
+        frames_FHWC=_frames(output),
+        latents=latents[0].detach().float().cpu() if latents else None,
+        seconds=clock.seconds,
+        report=session.report() if session is not None else None,
+        mask=_mask(session) if session is not None else "",
+    )
+
+
+def _frames(output: Any) -> Frames:
+    found = getattr(output, "frames", None)
+    found = getattr(output, "images", None) if found is None else found
+    first = np.asarray((output[0] if found is None else found)[0], dtype=np.float32)
+    return first if first.ndim == 4 else first[None]
+
+
+def _mask(session: Session) -> str:
+    return "".join("0" if record.outcome.reused else "1" for record in session.records if record.point.leads)

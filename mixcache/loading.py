@@ -1,0 +1,200 @@
+"""Find and load a diffusers pipeline by name, folder or hub id, and say what it was run on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import field, frozen
+
+from mixcache import plugins
+from mixcache.attach import transformers_of
+from mixcache.errors import ConfigurationError, MixcacheError
+
+FLAGS = {
+    "negative_prompt": "--negative-prompt",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "num_frames": "--frames",
+    "height": "--height",
+    "width": "--width",
+}
+"""Arguments of a pipeline's call that the command line offers, and its options for them."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_SAMPLED = 1 << 16
+
+
+@frozen(kw_only=True)
+class Model:
+    """A loaded pipeline: how it was asked for, the call arguments it comes with, prompts kept for evaluation, and a
+    fingerprint of its files (`None` for a hub id)."""
+
+    name: str
+    pipeline: Any
+    defaults: Mapping[str, Any] = field(factory=dict)
+    held_out: tuple[str, ...] = ()
+    fingerprint: str | None = None
+
+    @property
+    def makes_video(self) -> bool:
+        """Whether the pipeline generates clips rather than images."""
+        return "num_frames" in inspect.signature(self.pipeline.__call__).parameters
+
+    def arguments(self, **given: Any) -> dict[str, Any]:
+        """Keyword arguments of a call: the model's defaults under what was given; `None` means not given.
+
+        Raises `ConfigurationError` for one the pipeline does not take, and for counts and sizes below 1.
+        """
+        accepted = inspect.signature(self.pipeline.__call__).parameters
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name, value in chosen.items():
+            if name not in accepted:
+                takes = ", ".join(FLAGS[known] for known in FLAGS if known in accepted)
+                raise ConfigurationError(
+                    f"{type(self.pipeline).__name__} takes no {name} ({FLAGS.get(name, name)}); it takes: {takes}."
+                )
+            if isinstance(value, int) and value < 1:
+                raise ConfigurationError(f"{FLAGS.get(name, name)} must be >= 1, got {value}.")
+        usual = {name: value for name, value in self.defaults.items() if name in accepted}
+        return {**usual, **chosen}
+
+    def steps(self, arguments: Mapping[str, Any]) -> int:
+        """How many denoising steps a call with `arguments` makes."""
+        default = inspect.signature(self.pipeline.__call__).parameters.get("num_inference_steps")
+        return int(arguments.get("num_inference_steps", default.default if default is not None else 1))
+
+
+def load(name: str, device: str = "auto", dtype: str | None = None) -> Model:
+    """Load a pipeline by the name a plugin gave it, by folder or by hub id, quietly.
+
+    device: "auto" takes CUDA if there is one. dtype: float32 on a CPU and bfloat16 elsewhere, if `None`. Raises
+    `ConfigurationError` for a model, device or dtype that is not there.
+    """
+    where = _device(device)
+    precision = _dtype(dtype, where)
+    known = plugins.pipelines().get(name)
+    source = str(known.path) if known is not None else _source(name)
+    local = Path(source).is_dir()
+    quieten()
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=precision, local_files_only=local)
+        pipeline.to(where)
+    except MixcacheError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"cannot load model {name!r}: {first_line(error)}") from error
+    transformers_of(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    return Model(
+        name=name,
+        pipeline=pipeline,
+        defaults=known.defaults if known is not None else {},
+        held_out=known.held_out if known is not None else (),
+        fingerprint=fingerprint(Path(source)) if local else None,
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a folder's file names and sizes and of both ends of every file: enough to notice other weights."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLED))
+            file.seek(max(size - _SAMPLED, 0))
+            digest.update(file.read(_SAMPLED))
+    return digest.hexdigest()[:16]
+
+
+def quieten() -> None:
+    """Keep the loading bars and notices of diffusers, transformers and the hub off the terminal; errors stay."""
+    import diffusers.utils.logging
+    import huggingface_hub.utils.tqdm
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    huggingface_hub.utils.tqdm.disable_progress_bars()
+
+
+def _source(name: str) -> str:
+    folder = Path(name).expanduser()
+    names = ", ".join(sorted(plugins.pipelines())) or "none"
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ConfigurationError(f"{name} is no diffusers pipeline: it has no model_index.json.")
+        return str(folder)
+    if folder.exists():
+        raise ConfigurationError(f"{name} is a file; --model takes a pipeline folder, a hub id or one of: {names}.")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith("/"):
+        return name
+    raise ConfigurationError(
+        f"no model {name!r}: there is no such folder, a hub id looks like owner/name, and the names known are: {names}."
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:
+        raise ConfigurationError(f"device {name!r} is not there: {first_line(error)}") from error
+    if device.type == "meta":
+        raise ConfigurationError("device 'meta' holds no data; use cpu, cuda or another device that computes.")
+    return device
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        return DTYPES[_SHORT.get(name, name)]
+    except KeyError:
+        raise ConfigurationError(f"dtype must be one of {', '.join((*DTYPES, *_SHORT))}, got {name!r}.") from None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions of what was measured with, and the machine it ran on."""
+    import diffusers
+
+    import mixcache
+
+    return {
+        "mixcache": mixcache.__version__,
+        "torch": str(torch.__version__),
+        "diffusers": str(diffusers.__version__),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"

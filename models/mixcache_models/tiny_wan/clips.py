@@ -1,0 +1,207 @@
+"""Procedural clips with captions: one coloured shape that moves in one direction over a plain background.
+
+Everything is drawn with numpy from signed distances, antialiased over one pixel, and is a pure function of a
+:class:`ClipSpec`, which in turn is a pure function of a seeded generator. A clip is uint8 RGB of shape
+``[frames, height, width, 3]``; lengths are in pixels and speeds in pixels per clip.
+
+Of the 96 combinations of colour, shape and direction, 24 are held out: training never draws them, although it
+sees each of their pairs (colour with shape, colour with direction, shape with direction).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAMES: Final = 17
+HEIGHT: Final = 64
+WIDTH: Final = 64
+
+COLOURS: Final[dict[str, tuple[int, int, int]]] = {
+    "red": (222, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (40, 80, 230),
+    "yellow": (240, 215, 40),
+    "purple": (165, 50, 205),
+    "cyan": (50, 210, 220),
+}
+SHAPES: Final = ("circle", "square", "triangle", "cross")
+DIRECTIONS: Final[dict[str, tuple[int, int]]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+# Word -> range of values. The ranges do not touch, so that a word decides what is seen.
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (6.5, 7.5), "": (9.0, 10.5), "large": (12.5, 13.5)}
+SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (10.0, 13.0), "": (17.0, 21.0), "quickly": (26.0, 30.0)}
+BACKGROUNDS: Final[dict[str, tuple[float, float]]] = {
+    "dark": (20.0, 45.0),
+    "grey": (110.0, 135.0),
+    "light": (200.0, 225.0),
+}
+
+_COLOUR_JITTER: Final = 6.0  # levels, per channel
+_GRADIENT: Final = 8.0  # levels, from the middle of the background to its edge, at most
+_MARGIN: Final = 1.0  # pixels that stay free between the shape and the edge of the frame
+
+Combination = tuple[str, str, str]
+Frames = NDArray[np.uint8]
+Plane = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """All there is to know about one clip: words for its caption and numbers for its pixels.
+
+    ``start_xy`` and ``end_xy`` are the shape's centre in the first and the last frame, in pixels; ``radius`` is the
+    circle's radius in pixels (other shapes are drawn with about the same area); ``gradient_xy`` is the change of
+    the background's level from the centre to the right and the lower edge.
+    """
+
+    colour: str
+    shape: str
+    direction: str
+    size: str
+    speed: str
+    background: str
+    radius: float
+    start_xy: tuple[float, float]
+    end_xy: tuple[float, float]
+    rgb: tuple[float, float, float]
+    level: float
+    gradient_xy: tuple[float, float]
+
+
+def held_out_combinations() -> list[Combination]:
+    """The 24 (colour, shape, direction) that training never draws: one direction for each colour and shape."""
+    directions = list(DIRECTIONS)
+    return [
+        (colour, shape, directions[(i + j) % len(directions)])
+        for i, colour in enumerate(COLOURS)
+        for j, shape in enumerate(SHAPES)
+    ]
+
+
+def training_combinations() -> list[Combination]:
+    """The 72 combinations that training draws, in a fixed order."""
+    held_out = set(held_out_combinations())
+    every = [(colour, shape, direction) for colour in COLOURS for shape in SHAPES for direction in DIRECTIONS]
+    return [combination for combination in every if combination not in held_out]
+
+
+def half_extent(shape: str, radius: float) -> tuple[float, float]:
+    """Half the width and half the height, in pixels, of ``shape`` drawn with ``radius``."""
+    if shape == "circle":
+        return radius, radius
+    if shape == "square":
+        return 0.89 * radius, 0.89 * radius
+    if shape == "triangle":
+        return 1.35 * radius * 0.866, 1.35 * radius * 0.75
+    if shape == "cross":
+        return 1.12 * radius, 1.12 * radius
+    raise ValueError(f"shape is {shape!r}; use one of {', '.join(SHAPES)}")
+
+
+def signed_distance(shape: str, x: Plane, y: Plane, radius: float) -> Plane:
+    """Distance in pixels from the outline of ``shape`` centred on (0, 0), negative inside; same shape as ``x``."""
+    half_w, half_h = half_extent(shape, radius)
+    if shape == "circle":
+        return np.hypot(x, y) - np.float32(radius)
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - np.float32(half_w)
+    if shape == "triangle":
+        # Point up; the slanted sides are 30 degrees off the vertical and meet at (0, -half_h).
+        sides = np.abs(x) * np.float32(0.866) - (y + np.float32(half_h)) * np.float32(0.5)
+        return np.maximum(sides, y - np.float32(half_h))
+    arm = np.float32(0.40 * radius)
+    wide = np.maximum(np.abs(x) - np.float32(half_w), np.abs(y) - arm)
+    tall = np.maximum(np.abs(x) - arm, np.abs(y) - np.float32(half_h))
+    return np.minimum(wide, tall)
+
+
+def coverage(shape: str, centre_xy: tuple[float, float], radius: float) -> Plane:
+    """How much of each pixel ``shape`` covers, 0 to 1, float32 ``[height, width]``."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    distance = signed_distance(shape, x - np.float32(centre_xy[0]), y - np.float32(centre_xy[1]), radius)
+    return np.clip(np.float32(0.5) - distance, 0.0, 1.0).astype(np.float32)
+
+
+def draw(spec: ClipSpec, first: int = 0, count: int = FRAMES) -> Frames:
+    """Draw ``count`` frames of the clip of ``spec`` from ``first`` on: uint8 ``[count, height, width, 3]``."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    slope_x = np.float32(spec.gradient_xy[0]) * (x / (WIDTH - 1) * 2 - 1)
+    slope_y = np.float32(spec.gradient_xy[1]) * (y / (HEIGHT - 1) * 2 - 1)
+    background_HW1 = (np.float32(spec.level) + slope_x + slope_y)[..., None]
+    rgb = np.asarray(spec.rgb, dtype=np.float32)
+    frames = np.empty((count, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for index in range(count):
+        part = (first + index) / (FRAMES - 1)
+        centre_x = spec.start_xy[0] + part * (spec.end_xy[0] - spec.start_xy[0])
+        centre_y = spec.start_xy[1] + part * (spec.end_xy[1] - spec.start_xy[1])
+        alpha_HW1 = coverage(spec.shape, (centre_x, centre_y), spec.radius)[..., None]
+        image = background_HW1 * (1 - alpha_HW1) + rgb * alpha_HW1
+        frames[index] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return frames
+
+
+def _pick(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -> tuple[str, float]:
+    """One word of ``ranges``, evenly, and a value evenly from its range."""
+    word = list(ranges)[int(rng.integers(len(ranges)))]
+    return word, float(rng.uniform(*ranges[word]))
+
+
+def _path(
+    rng: np.random.Generator, direction: str, half: tuple[float, float], travel: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Random first and last centre, ``travel`` pixels apart along ``direction``, with the shape always in the frame."""
+    step_x, step_y = DIRECTIONS[direction]
+    middle = []
+    for span, extent, step in ((WIDTH, half[0], step_x), (HEIGHT, half[1], step_y)):
+        low = _MARGIN + extent + abs(step) * travel / 2
+        high = span - 1 - low
+        middle.append(float(rng.uniform(low, high)) if high > low else (span - 1) / 2)
+    half_x, half_y = step_x * travel / 2, step_y * travel / 2
+    return (middle[0] - half_x, middle[1] - half_y), (middle[0] + half_x, middle[1] + half_y)
+
+
+def sample_spec(rng: np.random.Generator, combinations: list[Combination]) -> ClipSpec:
+    """A random clip of one of ``combinations``; all other properties are drawn evenly."""
+    colour, shape, direction = combinations[int(rng.integers(len(combinations)))]
+    size, radius = _pick(rng, SIZES)
+    speed, travel = _pick(rng, SPEEDS)
+    background, level = _pick(rng, BACKGROUNDS)
+    half = half_extent(shape, radius)
+    room = (WIDTH if DIRECTIONS[direction][0] else HEIGHT) - 1 - 2 * _MARGIN
+    travel = min(travel, room - 2 * (half[0] if DIRECTIONS[direction][0] else half[1]))
+    start_xy, end_xy = _path(rng, direction, half, travel)
+    red, green, blue = (base + float(rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER)) for base in COLOURS[colour])
+    gradient_xy = (float(rng.uniform(-_GRADIENT, _GRADIENT)), float(rng.uniform(-_GRADIENT, _GRADIENT)))
+    return ClipSpec(
+        colour,
+        shape,
+        direction,
+        size,
+        speed,
+        background,
+        radius,
+        start_xy,
+        end_xy,
+        (red, green, blue),
+        level,
+        gradient_xy,
+    )
+
+
+def caption(spec: ClipSpec, rng: np.random.Generator) -> str:
+    """Words for ``spec``: colour, shape and direction always, each of size, speed and background half of the time."""
+    size, speed, place = (bool(keep) for keep in rng.random(3) < 0.5)
+    words = ["a", spec.size if size else "", spec.colour, spec.shape, "moving", spec.direction]
+    words.append(spec.speed if speed else "")
+    words.append(f"on a {spec.background} background" if place else "")
+    return " ".join(word for word in words if word)
+
+
+def vocabulary() -> list[str]:
+    """Every word a caption can hold, in a fixed order."""
+    words = ["a", "moving", "on", "background", *COLOURS, *SHAPES, *DIRECTIONS]
+    return words + [word for table in (SIZES, SPEEDS, BACKGROUNDS) for word in table if word]

@@ -1,0 +1,151 @@
+"""Every installed policy keeps every law; policies that break one are found out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+import mixcache
+from mixcache import Point, Policy, Reading, Vote
+from mixcache.testing import check_policy
+from mixcache_policies import EasyCache, Schedule, Static
+
+CONFIGURATIONS = [
+    EasyCache(),
+    EasyCache(threshold=0.0),
+    EasyCache(threshold=5.0, first_steps=2, longest_run=2),
+    Static(),
+    Static(every=1),
+    Static(every=4, first_steps=0, last_steps=0, longest_run=2),
+]
+
+
+@pytest.mark.parametrize("policy", CONFIGURATIONS, ids=repr)
+def test_installed_policies_keep_the_laws(policy: Policy) -> None:
+    check_policy(policy)
+
+
+def test_a_mask_keeps_the_laws_at_its_own_length() -> None:
+    check_policy(Schedule("110100110"), num_steps=9)
+
+
+def test_every_installed_policy_is_checked_here() -> None:
+    from mixcache import plugins
+
+    shipped = {kind for kind in plugins.policies().values() if kind.__module__.startswith("mixcache_policies")}
+    assert shipped == {Schedule, *map(type, CONFIGURATIONS)}
+
+
+def test_a_class_or_a_spec_can_be_checked_too() -> None:
+    check_policy(Static, examples=5)
+    check_policy("static:every=3", examples=5)
+
+
+memory: list[int] = []
+
+
+@attrs.frozen(kw_only=True)
+class Remembers(Policy):
+    """Keeps what it has seen outside of its state."""
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.reuse() if len(memory) % 2 else Vote.compute()
+
+    def observe(self, point: Point, outcome: mixcache.Outcome, state: Any) -> None:
+        memory.append(point.step)
+
+
+@attrs.frozen(kw_only=True)
+class CountsInVote(Policy):
+    """Changes its state where it must not."""
+
+    @attrs.define
+    class State:
+        votes: int = 0
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        state.votes += 1
+        return Vote.reuse()
+
+
+@attrs.frozen(kw_only=True)
+class ReadsMore(Policy):
+    """Reads a signal that it does not name."""
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.reuse() if reading["anchor_change"] else Vote.compute()
+
+
+@attrs.frozen(kw_only=True)
+class Unguarded(Policy):
+    """Drops the guards."""
+
+    signals = ("anchor_change",)
+
+    def guard(self, point: Point, reading: Reading, run_length: int) -> Vote | None:
+        return None
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.reuse()
+
+
+@attrs.frozen(kw_only=True)
+class Undocumented(Policy):
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.compute()
+
+
+@attrs.frozen(kw_only=True)
+class Undecorated(Static):
+    """A good one, to derive from."""
+
+
+class Derived(Undecorated):
+    """Forgot the decorator."""
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (Remembers(), "outlived the first"),
+        (CountsInVote(), "must not change the state"),
+        (ReadsMore(), "does not name in `signals`"),
+        (Unguarded(), "although it measured"),
+        (Unguarded(first_steps=3), "reused"),
+        (Undocumented(), "needs a docstring"),
+        (Derived(), "decorated with @attrs.frozen"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Policy) else "",
+)
+def test_a_policy_that_breaks_a_law_is_found_out(policy: Policy, said: str) -> None:
+    memory.clear()
+    with pytest.raises(AssertionError, match=said):
+        check_policy(policy)
+
+
+def test_a_vote_that_is_none_is_a_plugin_error() -> None:
+    @attrs.frozen(kw_only=True)
+    class Silent(Policy):
+        """Forgets to return."""
+
+        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(mixcache.PluginError, match=r"'silent' must return a Vote from vote\(\), got None"):
+        check_policy(Silent())
+
+
+def test_an_unknown_signal_is_an_error() -> None:
+    @attrs.frozen(kw_only=True)
+    class Asks(Policy):
+        """Names a signal that nobody registered."""
+
+        signals = ("anchor_chnage",)
+
+        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+            return Vote.compute()
+
+    with pytest.raises(mixcache.UnknownNameError, match="Did you mean 'anchor_change'"):
+        check_policy(Asks())
