@@ -17,7 +17,8 @@ from mixcache.plugins import register, unregister
 from mixcache.points import Granularity, NoiseLevel, Outcome, Point, Reading, RunInfo, Verdict, Vote
 from mixcache.policy import Policy, ge, gt, none_or_ge, one_of
 from mixcache.report import Report
-from mixcache.session import Run, Session, enable
+from mixcache.runs import Run
+from mixcache.session import Session, enable
 from mixcache.signals import Signal, Tensors
 
 __version__ = "0.1.0"

@@ -88,7 +88,7 @@ def load(name: str, device: str = "auto", dtype: str | None = None) -> Model:
     from diffusers import DiffusionPipeline
 
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=precision, local_files_only=local)
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=precision, local_files_only=local)
         pipeline.to(where)
     except MixcacheError:
         raise
@@ -127,13 +127,13 @@ def fingerprint(folder: Path) -> str:
 def quieten() -> None:
     """Keep the loading bars and notices of diffusers, transformers and the hub off the terminal; errors stay."""
     import diffusers.utils.logging
-    import huggingface_hub.utils.tqdm
     import transformers.utils.logging
+    from huggingface_hub.utils import disable_progress_bars
 
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    huggingface_hub.utils.tqdm.disable_progress_bars()
+    disable_progress_bars()
 
 
 def _source(name: str) -> str:

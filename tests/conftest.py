@@ -1,9 +1,8 @@
-"""Settings and fixtures for every test: one thread, hypothesis profiles, and pipelines built once a module."""
+"""Settings and fixtures for every test: one thread, hypothesis profiles, and pipelines built once a session."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -38,6 +37,12 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
     return built(request.param)
 
 
+@pytest.fixture(params=[name for name in BUILDERS if name != "embedded"])
+def random_tiny(request: pytest.FixtureRequest) -> Tiny:
+    """Every pipeline with random weights in turn."""
+    return built(request.param)
+
+
 @pytest.fixture
 def tiny_wan_random() -> Tiny:
     """The random Wan pipeline."""
@@ -45,6 +50,12 @@ def tiny_wan_random() -> Tiny:
 
 
 @pytest.fixture
-def fresh_wan() -> Iterator[Tiny]:
+def embedded_wan() -> Tiny:
+    """The embedded pipeline."""
+    return built("embedded")
+
+
+@pytest.fixture
+def fresh_wan() -> Tiny:
     """A random Wan pipeline of the test's own, for tests that change it."""
-    yield wan()
+    return wan()

@@ -105,25 +105,29 @@ def half_extent(shape: str, radius: float) -> tuple[float, float]:
 def signed_distance(shape: str, x: Plane, y: Plane, radius: float) -> Plane:
     """Distance in pixels from the outline of ``shape`` centred on (0, 0), negative inside; same shape as ``x``."""
     half_w, half_h = half_extent(shape, radius)
+    distance: Plane
     if shape == "circle":
-        return np.hypot(x, y) - np.float32(radius)
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - np.float32(half_w)
-    if shape == "triangle":
+        distance = np.hypot(x, y) - np.float32(radius)
+    elif shape == "square":
+        distance = np.maximum(np.abs(x), np.abs(y)) - np.float32(half_w)
+    elif shape == "triangle":
         # Point up; the slanted sides are 30 degrees off the vertical and meet at (0, -half_h).
         sides = np.abs(x) * np.float32(0.866) - (y + np.float32(half_h)) * np.float32(0.5)
-        return np.maximum(sides, y - np.float32(half_h))
-    arm = np.float32(0.40 * radius)
-    wide = np.maximum(np.abs(x) - np.float32(half_w), np.abs(y) - arm)
-    tall = np.maximum(np.abs(x) - arm, np.abs(y) - np.float32(half_h))
-    return np.minimum(wide, tall)
+        distance = np.maximum(sides, y - np.float32(half_h))
+    else:
+        arm = np.float32(0.40 * radius)
+        wide = np.maximum(np.abs(x) - np.float32(half_w), np.abs(y) - arm)
+        tall = np.maximum(np.abs(x) - arm, np.abs(y) - np.float32(half_h))
+        distance = np.minimum(wide, tall)
+    return distance
 
 
 def coverage(shape: str, centre_xy: tuple[float, float], radius: float) -> Plane:
     """How much of each pixel ``shape`` covers, 0 to 1, float32 ``[height, width]``."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     distance = signed_distance(shape, x - np.float32(centre_xy[0]), y - np.float32(centre_xy[1]), radius)
-    return np.clip(np.float32(0.5) - distance, 0.0, 1.0).astype(np.float32)
+    covered: Plane = np.clip(np.float32(0.5) - distance, 0.0, 1.0).astype(np.float32)
+    return covered
 
 
 def draw(spec: ClipSpec, first: int = 0, count: int = FRAMES) -> Frames:
