@@ -92,7 +92,7 @@ def guided_in_one_batch(
         outputs: dict[str, Tensor] = {}
         anchor = Deferred(form_of((latent[part["cond"]],)), conditional)
         for i, name in enumerate(n for n in order if n != "cond"):
-            here = evolve(point, granularity=Granularity.CFG, branch=name, leads=i == 0)
+            here = evolve(point, granularity=Granularity.CFG, branch=name, leads=i == 0, share=1 / len(order))
 
             def compute(name: str = name) -> Streams:
                 whole = (call.output,) if call.output is not None else produce()
@@ -186,7 +186,9 @@ class Walk:
         if self._layout.prefix and span[0] > 0 and self._entered is not None:
             prefix = (streams[0] - self._entered).detach()
         exact = self._scheduler.reuses == self._reuses
-        visit = self._scheduler.visit(evolve(self._point, site=site, span=span), streams, prefix, exact)
+        share = (span[1] - span[0]) / self._point.blocks
+        here = evolve(self._point, site=site, span=span, share=share)
+        visit = self._scheduler.visit(here, streams, prefix, exact)
         try:
             next(visit)
         except StopIteration as done:

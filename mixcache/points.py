@@ -65,7 +65,8 @@ class Point:
     num_steps: evaluations in the whole run. branch: guidance branch ("cond", "uncond", ...).
     site: which model component or span of blocks; empty where there is only one. leads: whether this is the first
     branch visited in this step, the one that decides for all under a joint policy. span: at BLOCK, the blocks it stands
-    for, first and one past the last, of `blocks` in the model.
+    for, first and one past the last, of `blocks` in the model. share: the part of a whole model call's work that
+    reusing here saves, from 0 to 1.
     """
 
     granularity: Granularity
@@ -76,6 +77,7 @@ class Point:
     leads: bool = True
     span: tuple[int, int] | None = None
     blocks: int = 0
+    share: float = 1.0
     level: NoiseLevel | None = None
 
     @property

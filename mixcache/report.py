@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,8 @@ class GranularityReport:
 class Report:
     """A session's runs. `str(report)` is a table.
 
-    runs: how many. visits: by granularity. evaluations: model evaluations made, of `evaluations_uncached`.
+    runs: how many. visits: by granularity. evaluations: model evaluations made, of `evaluations_uncached`; one of which
+    a guidance branch or a span of blocks was reused counts as the part of it that was computed.
     compute_seconds: time in the model (CPU only, else `None`). peak_bytes: the largest size of the cache.
     foreign_calls: model calls that belonged to no run that could be followed, and were computed. notes: what a user who
     expected more reuse should know.
@@ -42,7 +44,7 @@ class Report:
 
     runs: int
     visits: dict[str, GranularityReport]
-    evaluations: int
+    evaluations: float
     evaluations_uncached: int
     compute_seconds: float | None
     peak_bytes: int
@@ -52,13 +54,13 @@ class Report:
     @property
     def ideal_speedup(self) -> float:
         """Evaluations without the cache over evaluations made."""
-        return self.evaluations_uncached / max(self.evaluations, 1)
+        return self.evaluations_uncached / self.evaluations if self.evaluations else 1.0
 
     @classmethod
     def of(
-        cls, records: Sequence[Record], *, peak_bytes: int, foreign_calls: int, notes: tuple[str, ...] = ()
+        cls, records: Sequence[Record], *, calls: int, peak_bytes: int, foreign_calls: int, notes: tuple[str, ...] = ()
     ) -> Report:
-        """Count the records."""
+        """Count the records of a session whose runs made `calls` model calls."""
         visits = {}
         for granularity in Granularity:
             here = [record for record in records if record.point.granularity is granularity]
@@ -75,8 +77,8 @@ class Report:
         return cls(
             runs=len({record.run for record in records}),
             visits=visits,
-            evaluations=sum(not record.outcome.reused for record in steps),
-            evaluations_uncached=len(steps),
+            evaluations=calls - math.fsum(record.point.share for record in records if record.outcome.reused),
+            evaluations_uncached=calls,
             compute_seconds=sum(s for s in seconds if s is not None) if None not in seconds else None,
             peak_bytes=peak_bytes,
             foreign_calls=foreign_calls,
@@ -97,7 +99,7 @@ class Report:
             error = "-" if visit.worst_predicted_error is None else f"{visit.worst_predicted_error:.4f}"
             table.add_row(name, str(visit.computed), str(visit.reused), f"{visit.ideal_speedup:.2f}x", error)
         console.print(table)
-        calls = f"{self.evaluations} of {self.evaluations_uncached} evaluations made in {self.runs} run(s)"
+        calls = f"{self.evaluations:g} of {self.evaluations_uncached} evaluations made in {self.runs} run(s)"
         console.print(f"{calls}: {self.ideal_speedup:.2f}x; cache at most {self.peak_bytes:,} bytes")
         for name, visit in self.visits.items():
             for reason, count in visit.reasons.items():

@@ -83,7 +83,11 @@ class Session:
         """What happened so far: reuse by granularity, evaluations saved, reasons, predicted errors, cache bytes."""
         runs = self._runs
         return Report.of(
-            self.records, peak_bytes=runs.peak_bytes, foreign_calls=runs.foreign_calls, notes=self._notes()
+            self.records,
+            calls=runs.calls,
+            peak_bytes=runs.peak_bytes,
+            foreign_calls=runs.foreign_calls,
+            notes=self._notes(),
         )
 
     def _notes(self) -> tuple[str, ...]:
