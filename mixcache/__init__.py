@@ -14,7 +14,7 @@ from mixcache.errors import (
 from mixcache.forecast import Entry, Forecaster
 from mixcache.hookspecs import hookimpl
 from mixcache.plugins import register, unregister
-from mixcache.points import Granularity, NoiseLevel, Outcome, Point, Reading, RunInfo, Verdict, Vote
+from mixcache.points import Granularity, NoiseLevel, Outcome, Point, Reading, RunInfo, Verdict, Vote, parse_granularity
 from mixcache.policy import Policy, ge, gt, none_or_ge, one_of
 from mixcache.report import Report
 from mixcache.runs import Run
@@ -57,6 +57,7 @@ __all__ = [
     "hookimpl",
     "none_or_ge",
     "one_of",
+    "parse_granularity",
     "register",
     "unregister",
 ]

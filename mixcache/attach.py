@@ -110,6 +110,18 @@ def block_hook(handler: BlockHandler, index: int) -> ModelHook:
     return _BlockHook(handler, index)
 
 
+def _remove(registry: HookRegistry) -> None:
+    """Take our hook out of a chain; one that was put around it keeps its own forward (diffusers would drop that)."""
+    names = list(registry.hooks)
+    inner = registry.hooks[HOOK_NAME].fn_ref
+    after = names[names.index(HOOK_NAME) + 1 :]
+    outer = registry.hooks[after[0]].fn_ref if after else None
+    own_forward = outer.forward if outer is not None and outer.original_forward is not None else None
+    registry.remove_hook(HOOK_NAME, recurse=False)
+    if outer is not None and own_forward is not None:
+        outer.forward, outer.original_forward = own_forward, inner.original_forward
+
+
 class Attachment:
     """mixcache's hook on one module: a transformer or one of its blocks."""
 
@@ -133,7 +145,7 @@ class Attachment:
         if registry is None or registry.get_hook(HOOK_NAME) is None:
             return
         with _inside_accelerate(self.model):
-            registry.remove_hook(HOOK_NAME, recurse=False)
+            _remove(registry)
             if not self._own_forward and not registry.hooks:
                 vars(self.model).pop("forward", None)
         registry.invalidate_child_registries_cache()
@@ -186,10 +198,12 @@ def unpack(result: Any, model: Any) -> torch.Tensor:
     )
 
 
-def repack(output: torch.Tensor, template: Any, return_dict: bool) -> Any:
-    """`output` in the form that the caller asked for; `template`: the last computed result, or `None`."""
+def repack(output: torch.Tensor, template: Any, return_dict: bool | None) -> Any:
+    """`output` in the form that the caller asked for, or that of `template`: the last computed result, or `None`."""
     if isinstance(template, torch.Tensor):
         return output
+    if return_dict is None:
+        return_dict = not isinstance(template, (tuple, list))
     if not return_dict:
         return (output,)
     kind = type(template) if isinstance(template, dict) else Transformer2DModelOutput

@@ -35,7 +35,14 @@ class Basis:
     def encode(self, output: Streams, anchor: Streams, point: Point) -> Streams | None:
         """z of `output`, in its dtype; `None` where z cannot be formed (the point is then not stored)."""
         pair = self.coefficients(point)
-        return None if pair is None else tuple(_mix(pair[0], a, pair[1], o, o.dtype) for a, o in zip(anchor, output))
+        if pair is None:
+            return None
+        if pair[0] != 0.0 and any(a.shape != o.shape for a, o in zip(anchor, output)):
+            raise ConfigurationError(
+                f"basis={self.name!r} relates the output to the anchor, but their shapes differ: "
+                f"{[tuple(o.shape) for o in output]} and {[tuple(a.shape) for a in anchor]}; use basis='output'."
+            )
+        return tuple(_mix(pair[0], a, pair[1], o, o.dtype) for a, o in zip(anchor, output))
 
     def decode(self, z: Streams, anchor: Streams, point: Point) -> Streams | None:
         """The output that z stands for at this anchor, in z's dtype; `None` where q is singular."""

@@ -48,6 +48,12 @@ class ModelCall:
         self.output = unpack(self.result, self.model)
         return (self.output,)
 
+    def repeats(self, latent: Tensor) -> bool:
+        """Whether the batch holds the same latents once for every branch. Reads the device."""
+        count = len(self.adapter.doubled_order)
+        parts = latent.chunk(count)
+        return latent.shape[0] % count == 0 and all(torch.equal(part, parts[0]) for part in parts[1:])
+
     def compute_rows(self, rows: slice, batch: int) -> Streams:
         """The forward of some samples of a batch: every tensor with a row a sample is cut."""
         kept = self.adapter.unbatched

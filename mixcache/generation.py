@@ -24,8 +24,10 @@ from mixcache.basis import Basis
 from mixcache.errors import ConfigurationError, MixcacheError
 from mixcache.forecast import Forecaster
 from mixcache.loading import Model, first_line
+from mixcache.points import Granularity
 from mixcache.report import Report
 from mixcache.session import Session, enable
+from mixcache.trace import Record
 
 Frames = NDArray[np.float32]
 """A clip [F, H, W, C] with values in [0, 1]; an image is a clip of one frame."""
@@ -107,7 +109,7 @@ UNCACHED = Variant(policies="none")
 @frozen(kw_only=True)
 class Generation:
     """What one call gave: frames_FHWC in [0, 1], the final latents, seconds in the denoising loop, the session's
-    report (`None` uncached) and which steps computed ("1") or reused ("0")."""
+    report (`None` uncached) and its mask: a character a step, "1" computed, "0" reused, "+" in part."""
 
     frames_FHWC: Frames
     latents: torch.Tensor | None
@@ -125,6 +127,7 @@ class LoopClock:
     def __init__(self, pipeline: Any) -> None:
         self._models = list(transformers_of(pipeline).values())
         self._pipeline = pipeline
+        self._told = "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters
         self._start: float | None = None
         self._end: float | None = None
 
@@ -150,6 +153,8 @@ class LoopClock:
             self._start = time.perf_counter()
 
     def _after(self, *_: Any) -> None:
+        if not self._told:  # nobody says when the last step ends, so every call is waited for
+            self._wait()
         self._end = time.perf_counter()
 
     def step_ended(self, step: int) -> None:
@@ -219,4 +224,14 @@ def _frames(output: Any) -> Frames:
 
 
 def _mask(session: Session) -> str:
-    return "".join("0" if record.outcome.reused else "1" for record in session.records if record.point.leads)
+    steps: dict[tuple[int, int], list[Record]] = {}
+    for record in session.records:
+        steps.setdefault((record.run, record.point.step), []).append(record)
+    return "".join(_character(records) for records in steps.values())
+
+
+def _character(records: list[Record]) -> str:
+    if not any(record.outcome.reused for record in records):
+        return "1"
+    whole = all(r.outcome.reused and r.point.granularity is Granularity.STEP for r in records)
+    return "0" if whole else "+"

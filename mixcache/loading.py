@@ -128,7 +128,7 @@ def quieten() -> None:
     """Keep the loading bars and notices of diffusers, transformers and the hub off the terminal; errors stay."""
     import diffusers.utils.logging
     import transformers.utils.logging
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.set_verbosity_error()
@@ -172,6 +172,18 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
         return DTYPES[_SHORT.get(name, name)]
     except KeyError:
         raise ConfigurationError(f"dtype must be one of {', '.join((*DTYPES, *_SHORT))}, got {name!r}.") from None
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a file that are not empty, each once; `ConfigurationError` if there are none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read --prompts {path}: {error}") from error
+    prompts = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not prompts:
+        raise ConfigurationError(f"--prompts {path} holds no prompts; write one a line.")
+    return prompts
 
 
 def environment(device: torch.device) -> dict[str, Any]:

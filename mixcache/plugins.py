@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from typing import Any, TypeVar
 
 import attrs
@@ -213,7 +214,7 @@ def build(kind: str, spec: Any, base: type[T]) -> T:
     if isinstance(spec, base):
         return spec
     if inspect.isclass(spec) and issubclass(spec, base):
-        return spec()
+        return _made(spec, f"{kind} {_name_of(spec)}", {})
     if not isinstance(spec, str):
         raise ConfigurationError(
             f"{kind} must be a spec such as 'name:parameter=value' or a {base.__name__}, got {spec!r}."
@@ -223,7 +224,16 @@ def build(kind: str, spec: Any, base: type[T]) -> T:
     if name.strip() not in table:
         raise UnknownNameError(kind, name.strip(), table)
     chosen: type[T] = table[name.strip()]
-    return chosen(**_arguments(chosen, f"{kind} {name.strip()}", text))
+    label = f"{kind} {name.strip()}"
+    return _made(chosen, label, _arguments(chosen, label, text))
+
+
+def _made(kind: type[T], label: str, values: dict[str, Any]) -> T:
+    missing = [n for n, a in parameters(kind).items() if a.default is attrs.NOTHING and n not in values]
+    if missing:
+        name = label.partition(" ")[2]
+        raise ConfigurationError(f"{label} needs a value for {', '.join(missing)}: '{name}:{missing[0]}=...'.")
+    return kind(**values)
 
 
 def _arguments(kind: type[Any], label: str, text: str) -> dict[str, Any]:
@@ -241,9 +251,15 @@ def _arguments(kind: type[Any], label: str, text: str) -> dict[str, Any]:
         except ConfigurationError:
             raise
         except Exception:
-            wanted = getattr(types[key], "__name__", str(types[key]))
+            wanted = _described(types[key])
             raise ConfigurationError(f"{label}: {key} must be {wanted}, got {value!r}.") from None
     return values
+
+
+def _described(wanted: Any) -> str:
+    if inspect.isclass(wanted) and issubclass(wanted, Enum):
+        return f"one of {', '.join(str(member.value) for member in wanted)}"
+    return getattr(wanted, "__name__", str(wanted))
 
 
 def _own_first(kind: type[Any]) -> list[str]:
@@ -260,7 +276,7 @@ def _parse(text: str, wanted: Any) -> Any:
 
 def build_policies(specs: Any) -> tuple[Policy, ...]:
     """Policies from one spec or several: "a:x=1 + b:y=2", a policy, or a sequence of either. None given is an error."""
-    items: Sequence[Any] = [specs] if isinstance(specs, (str, Policy)) or inspect.isclass(specs) else list(specs)
+    items: Sequence[Any] = list(specs) if isinstance(specs, (list, tuple, set, frozenset)) else [specs]
     flat = [part for item in items for part in (item.split("+") if isinstance(item, str) else [item])]
     if not flat:
         raise ConfigurationError("policies must name at least one policy, got none; see `mixcache plugins`.")

@@ -28,6 +28,7 @@ class Run:
         self.progress = Progress(num_steps=scheduler.run.num_steps)
         self.templates: dict[str, Any] = {}
         self.leading: tuple[int, Tensor, bool] | None = None
+        self.doubled: tuple[int, bool] | None = None
         self._prediction = prediction
         self._step: int | None = None
         self._sigma: float | None = None
@@ -157,6 +158,8 @@ class Runs:
             return explicit, explicit.place(call)
         run = self._runs.get(get_ident())
         schedule = self._schedule(call, run)
+        if schedule is not None and not schedule.fits(call):
+            schedule = None  # another pipeline, which shares the transformer and tells where it stands itself
         step = call.step
         if step is None and schedule is not None:
             step = schedule.relative(position(self._pipeline))

@@ -135,7 +135,7 @@ class Session:
         if model_call.output is output:
             run.templates[call.component] = model_call.result
             return model_call.result
-        return repack(output, run.templates.get(call.component), model_call.arguments.get("return_dict", True))
+        return repack(output, run.templates.get(call.component), model_call.arguments.get("return_dict"))
 
     def _nest(self, run: Run, place: Place, point: Point, call: ModelCall, latent: Tensor) -> Produce:
         """The call's points, each around the next, where a policy decides: STEP around CFG around spans of blocks."""
@@ -144,7 +144,7 @@ class Session:
             produce = self._spanned(run.scheduler, point, call, produce)
         if self.plan.uses(Granularity.CFG):
             if call.adapter.branches == "doubled":
-                if getattr(self._pipeline, "do_classifier_free_guidance", place.branch == "cond_uncond"):
+                if self._doubled(run, place, call, latent):
                     produce = guided_in_one_batch(run.scheduler, point, call, latent, produce)
             elif place.ordinal > 0 and place.branch != "cond" and run.leading is not None:
                 step, output, exact = run.leading
@@ -154,6 +154,20 @@ class Session:
             inner = produce
             return lambda: drive(run.scheduler.visit(point, (latent,)), inner)
         return produce
+
+    def _doubled(self, run: Run, place: Place, call: ModelCall, latent: Tensor) -> bool:
+        """Whether one call holds all guidance branches: the pipeline says so, else its parts have the same latents."""
+        told = getattr(self._pipeline, "do_classifier_free_guidance", None)
+        if told is not None:
+            return bool(told)
+        scale = getattr(self._pipeline, "guidance_scale", None)
+        if isinstance(scale, (int, float)) and scale <= 1:
+            return False
+        if self._pipeline is None and place.branch != "cond_uncond":
+            return False
+        if run.doubled is None or run.doubled[0] != latent.shape[0]:  # read from the device once a run
+            run.doubled = latent.shape[0], call.repeats(latent)
+        return run.doubled[1]
 
     def _spanned(self, scheduler: CacheScheduler, point: Point, call: ModelCall, produce: Produce) -> Produce:
         """The call with its spans of blocks visited, unless it adds something between its blocks."""

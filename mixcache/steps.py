@@ -50,6 +50,15 @@ class Schedule:
         """The evaluation of this run that an index into the noise scheduler's timesteps is."""
         return None if index is None else index - self.begin
 
+    def fits(self, call: Call) -> bool:
+        """Whether what a call tells about itself is true of this run; a call that tells nothing fits."""
+        if call.num_steps is not None and call.num_steps != self.num_steps:
+            return False
+        if call.step is None or call.sigma is None:
+            return True
+        level = self.levels[self.begin + call.step] if call.step < self.num_steps else None
+        return level is None or abs(level.sigma - call.sigma) < 1e-6
+
     @classmethod
     def of(cls, noise_scheduler: Any, prediction: Prediction | None) -> Schedule:
         """Read it; `prediction` overrides what the scheduler's configuration says the model returns."""
@@ -61,8 +70,8 @@ class Schedule:
         if kind == "flow" and sigmas is not None and len(sigmas) >= count:
             levels = [NoiseLevel.flow(float(s)) for s in torch.as_tensor(sigmas)[:count].tolist()]
         elif kind != "flow" and hasattr(noise_scheduler, "alphas_cumprod"):
-            table = torch.as_tensor(noise_scheduler.alphas_cumprod).double().cpu().numpy()
-            kept = np.interp(torch.as_tensor(timesteps).double().cpu().numpy(), np.arange(len(table)), table)
+            table = torch.as_tensor(noise_scheduler.alphas_cumprod).tolist()
+            kept = np.interp(torch.as_tensor(timesteps).tolist(), np.arange(len(table)), table)
             levels = [NoiseLevel(alpha=float(a**0.5), sigma=float((1 - a) ** 0.5), prediction=kind) for a in kept]
         return cls(timesteps, tuple(levels), getattr(noise_scheduler, "begin_index", None) or 0)
 

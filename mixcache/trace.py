@@ -64,7 +64,7 @@ class Record:
             )
         except TraceError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TraceError(f"not a trace record ({error}): {line[:80]!r}") from error
 
 

@@ -91,6 +91,7 @@ class Voter:
         self._states: dict[tuple[str, str], Any] = {}
         self._run_lengths: dict[tuple[str, str], int] = {}
         self._led: dict[str, tuple[int, bool]] = {}
+        self._vetoed: dict[str, int] = {}
 
     @property
     def follows(self) -> bool:
@@ -116,12 +117,15 @@ class Voter:
             return None
         step, reused = self._led.get(point.site, (-1, False))
         if self.follows and not point.leads and step == point.step:
-            return (Vote.reuse if reused else Vote.compute)("follows this step's first branch").signed(self.label)
+            reason, veto = "follows this step's first branch", self._vetoed.get(point.site) == step
+            return (Vote.reuse(reason) if reused else Vote.compute(reason, veto=veto)).signed(self.label)
         vote = self.policy.guard(point, reading, self._run_lengths.get(self._key(point), 0))
         if vote is None:
             vote = self.policy.vote(point, reading, self._state(point))
         if not isinstance(vote, Vote):
             raise PluginError(f"policy {self.label!r} must return a Vote from vote(), got {vote!r}.")
+        if vote.veto:  # nor may another policy reuse the branches that follow
+            self._vetoed[point.site] = point.step
         return vote.signed(self.label)
 
     @hookimpl

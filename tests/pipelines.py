@@ -1,4 +1,4 @@
-"""Tiny pipelines that need no network: random ones, and the embedded one. Every transformer has three blocks or more."""
+"""Tiny pipelines that need no network: random ones, and the embedded one. All have three blocks or more."""
 
 from __future__ import annotations
 
@@ -70,21 +70,24 @@ def wan(transformer: Any = None, noise_scheduler: Any = None, **more: Any) -> Ti
     return Tiny(quiet(pipe), arguments, {"height": 48})
 
 
-def flux(noise_scheduler: Any = None) -> Tiny:
+def flux(noise_scheduler: Any = None, transformer: Any = None) -> Tiny:
     """Embedded guidance, packed latents, `CacheContext` without the step."""
     torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
-    ).eval()
+    transformer = (
+        transformer
+        or diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=True,
+        ).eval()
+    )
     vae = diffusers.AutoencoderKL(
         sample_size=32,
         in_channels=3,
@@ -118,7 +121,7 @@ def flux(noise_scheduler: Any = None) -> Tiny:
 
 
 def embedded() -> Tiny:
-    """The embedded pipeline, with its text encoder; few steps, to stay quick."""
+    """The embedded pipeline, with its text encoder; few steps and frames, to stay quick."""
     from mixcache_models.tiny_wan import PIPELINE
 
     pipe = diffusers.WanPipeline.from_pretrained(PIPELINE)
@@ -129,7 +132,7 @@ def embedded() -> Tiny:
             "negative_prompt": [""] * batch,
             "height": 64,
             "width": 64,
-            "num_frames": 17,
+            "num_frames": 5,
             "guidance_scale": 4.0,
         }
 

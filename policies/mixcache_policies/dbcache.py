@@ -6,8 +6,18 @@ from typing import Any, ClassVar
 
 from attrs import define, field, frozen
 
-from mixcache import ConfigurationError, Granularity, Outcome, Point, Policy, Reading, Vote, ge, none_or_ge
-from mixcache.points import parse_granularity
+from mixcache import (
+    ConfigurationError,
+    Granularity,
+    Outcome,
+    Point,
+    Policy,
+    Reading,
+    Vote,
+    ge,
+    none_or_ge,
+    parse_granularity,
+)
 
 
 @frozen(kw_only=True)

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import Granularity, Point, Policy, Reading, Vote, ge
-from mixcache.points import parse_granularity
+from mixcache import Granularity, Point, Policy, Reading, Vote, ge, parse_granularity
 
 
 @frozen(kw_only=True)

@@ -1,10 +1,8 @@
-"""The laws of the design for whole-step caching, on every pipeline."""
+"""Laws 1, 2, 8 and 9 for whole-step caching, on every pipeline; the others have files of their own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,9 @@ import pytest
 import torch
 
 import mixcache
-from mixcache import trace
-from mixcache.session import Session
+from mixcache import plugins, trace
+from tests.helpers import POLICIES, Scripted, follow, guidance_after, recorded_calls
 from tests.pipelines import Tiny
-
-REUSING = [
-    ("static:every=2", {}),
-    ("static:every=3,first_steps=1", {"basis": "noise", "forecast": "linear:abscissa=sigma"}),
-    ("easycache:threshold=0.5,first_steps=2", {}),
-]
-
-
-def verdicts(session: Session, run: int = 0) -> list[tuple[int, str, bool]]:
-    return [(r.point.step, r.point.branch, r.outcome.reused) for r in session.records if r.run == run]
-
 
 # 1. exact when it computes
 
@@ -50,160 +37,31 @@ def test_a_policy_that_reuses_does_change_the_output(tiny: Tiny) -> None:
     assert cached.isfinite().all()
 
 
-# 3. isolation: every run is as if it were the first
+# 2. fixed point
 
 
-@pytest.mark.parametrize(("policy", "how"), REUSING)
-def test_every_run_is_like_a_first(tiny: Tiny, policy: str, how: dict[str, Any]) -> None:
-    with mixcache.enable(tiny.pipe, policy, **how) as session:
-        first = tiny.run()
-        assert torch.equal(tiny.run(), first)
-        assert verdicts(session, 0) == verdicts(session, 1)
-        assert session.report().runs == 2
-        assert session.report().foreign_calls == 0
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_at(step: int) -> Callable[..., dict[str, Any]]:
-    def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if index == step:
-            raise Interrupted
-        return {}
-
-    return callback
-
-
-@pytest.mark.parametrize("at", [0, 3])
-@pytest.mark.parametrize(("policy", "how"), REUSING)
-def test_a_run_that_was_broken_off_leaves_nothing_behind(
-    tiny: Tiny, policy: str, how: dict[str, Any], at: int
-) -> None:
-    with mixcache.enable(tiny.pipe, policy, **how) as session:
-        first = tiny.run()
-    with mixcache.enable(tiny.pipe, policy, **how) as session:
-        with pytest.raises(Interrupted):
-            tiny.run(callback_on_step_end=interrupt_at(at))
-        assert torch.equal(tiny.run(), first)
-        assert [visit for visit in verdicts(session, 1) if visit[2]]
-
-
-def test_an_exception_inside_the_model_leaves_nothing_behind(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(Exception):
-        pass
-
-    with mixcache.enable(tiny.pipe, "static:every=2"):
-        first = tiny.run()
-    module = next(m for m in tiny.pipe.transformer.modules() if isinstance(m, torch.nn.Linear))
-    calls = 0
-
-    def fail(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise Broken
-
-    with mixcache.enable(tiny.pipe, "static:every=2"):
-        handle = module.register_forward_hook(fail)
-        with pytest.raises(Broken):
-            tiny.run()
-        handle.remove()
-        assert torch.equal(tiny.run(), first)
-
-
-@pytest.mark.parametrize(("policy", "how"), REUSING)
-def test_another_shape_or_length_is_another_run(tiny: Tiny, policy: str, how: dict[str, Any]) -> None:
-    changes: list[dict[str, Any]] = [{}, {"batch": 2}, {"batch": 1}, tiny.other_size, {"steps": 5}, {"seed": 7}, {}]
-
-    def alone(change: dict[str, Any]) -> torch.Tensor:
-        with mixcache.enable(tiny.pipe, policy, **how):
-            return tiny.run(**change)
-
-    expected = [alone(change) for change in changes]
-    with mixcache.enable(tiny.pipe, policy, **how):
-        for change, want in zip(changes, expected):
-            assert torch.equal(tiny.run(**change), want)
-
-
-def test_a_sample_is_not_spoiled_by_its_neighbour_in_the_batch(tiny_wan_random: Tiny) -> None:
-    """Fixed schedules treat samples alone; both samples of a batch come out as they would by themselves."""
-    tiny = tiny_wan_random
-    noise = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(5))
-    with mixcache.enable(tiny.pipe, "static:every=3", basis="noise", forecast="linear:abscissa=sigma"):
-        both = tiny.run(batch=2, latents=noise)
-        each = torch.cat([tiny.run(latents=noise[i : i + 1]) for i in range(2)])
-    torch.testing.assert_close(both, each)
-
-
-# 7. no hidden transfer
-
-
-@contextmanager
-def transfers() -> Iterator[list[str]]:
-    """Every way in which the host can read a tensor, counted."""
-    names = ["tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__"]
-    seen: list[str] = []
-    busy = False
-
-    def counted(name: str, original: Any) -> Any:
-        def method(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            nonlocal busy
-            if busy:  # one that is made of another counts once
-                return original(self, *args, **kwargs)
-            seen.append(name)
-            busy = True
-            try:
-                return original(self, *args, **kwargs)
-            finally:
-                busy = False
-
-        return method
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
-        yield seen
-
-
-def extra_transfers(tiny: Tiny, policy: str, steps: int, **how: Any) -> tuple[int, Session]:
-    tiny.run(steps)
-    with transfers() as bare:
-        tiny.run(steps)
-    with mixcache.enable(tiny.pipe, policy, **how) as session:
-        with transfers() as cached:
-            tiny.run(steps)
-    return len(cached) - len(bare), session
-
-
-def test_a_static_policy_reads_the_device_no_more_often_in_a_longer_run(tiny: Tiny) -> None:
-    how = {"basis": "noise", "forecast": "linear:abscissa=sigma"}
-    short, _ = extra_transfers(tiny, "static:every=1", 4, **how)
-    long, _ = extra_transfers(tiny, "static:every=1", 9, **how)
-    assert short == long <= 3  # the noise levels, once a run
-
-
-def test_a_measuring_policy_reads_the_device_once_a_measured_visit(tiny: Tiny) -> None:
-    static, _ = extra_transfers(tiny, "static:every=1", 9)
-    measuring, session = extra_transfers(tiny, "easycache:threshold=0", 9)
-    measured = sum(any(v is not None for v in record.reading.values()) for record in session.records)
-    assert measuring - static == measured
-    assert 0 < measured <= 9
-
-
-def test_reusing_reads_nothing_either(tiny: Tiny) -> None:
-    """With reuse the model runs less often, so there can only be fewer reads than with a policy that computes."""
-    computing, _ = extra_transfers(tiny, "static:every=1", 9)
-    reusing, session = extra_transfers(tiny, "static:every=3", 9)
-    assert session.report().evaluations < session.report().evaluations_uncached
-    assert reusing <= computing
+@pytest.mark.parametrize("basis", ["residual", "output", "noise", "clean"])
+def test_reusing_at_the_same_anchor_gives_the_computed_output(tiny: Tiny, basis: str) -> None:
+    """The calls that the pipeline makes, each made again and rebuilt: with a history of one, of two and of three."""
+    with recorded_calls(tiny.pipe.transformer) as calls:
+        tiny.run(3)
+    arguments, computed = calls[2]
+    model, mask = tiny.pipe.transformer, "1011001110"
+    for forecast in ("hold", "linear", "taylor:order=2"):
+        with mixcache.enable(tiny.pipe, f"schedule:{mask}", basis=basis, forecast=forecast) as session, torch.no_grad():
+            prediction = "v_prediction" if "CogVideoX" in type(model).__name__ else "flow"
+            with session.run(len(mask), prediction=prediction) as run:
+                for step in range(len(mask)):
+                    with run.step(step, sigma=0.6), run.branch("cond"):
+                        (output,) = model(**arguments)
+                    torch.testing.assert_close(output, computed, rtol=1e-4, atol=1e-5)
+            assert session.report().evaluations == mask.count("1")
 
 
 # 8. replay
 
 
-@pytest.mark.parametrize(("policy", "how"), REUSING)
+@pytest.mark.parametrize(("policy", "how"), POLICIES)
 def test_a_recorded_trace_replays_to_the_same_verdicts(
     tiny: Tiny, policy: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -222,9 +80,9 @@ def test_a_recorded_trace_replays_to_the_same_verdicts(
 def test_a_trace_can_be_replayed_through_another_policy(tiny_wan_random: Tiny) -> None:
     with mixcache.enable(tiny_wan_random.pipe, "easycache:threshold=0") as session:
         tiny_wan_random.run()
-    (always,) = {v.reuse for v in trace.replay(session.records, mixcache.plugins.build_policies("static:every=1"))}
+    (always,) = {v.reuse for v in trace.replay(session.records, plugins.build_policies("static:every=1"))}
     assert always is False
-    loose = mixcache.plugins.build_policies("easycache:threshold=1000,first_steps=2")
+    loose = plugins.build_policies("easycache:threshold=1000,first_steps=2")
     assert sum(v.reuse for v in trace.replay(session.records, loose)) > 0
 
 
@@ -232,4 +90,64 @@ def test_a_trace_without_the_signals_that_a_policy_reads_is_an_error(tiny_wan_ra
     with mixcache.enable(tiny_wan_random.pipe, "static:every=2") as session:
         tiny_wan_random.run()
     with pytest.raises(mixcache.TraceError, match="lacks signals that 'easycache' reads: predicted_change"):
-        list(trace.replay(session.records, mixcache.plugins.build_policies("easycache")))
+        list(trace.replay(session.records, plugins.build_policies("easycache")))
+
+
+# 9. an honest report
+
+
+def test_the_report_says_how_often_and_why(tiny_wan_random: Tiny) -> None:
+    with mixcache.enable(tiny_wan_random.pipe, "static:every=3,first_steps=2,last_steps=1") as session:
+        tiny_wan_random.run(9)
+    report = session.report()
+    step = report.visits["step"]
+    assert (step.computed, step.reused) == (10, 8)
+    assert step.reasons == {
+        "computed: static: follows this step's first branch": 5,
+        "reused: static: between computed steps, every 3": 4,
+        "reused: static: follows this step's first branch": 4,
+        "computed: static: first 2 steps": 2,
+        "computed: static: every 3 steps": 2,
+        "computed: static: last 1 steps": 1,
+    }
+    assert (report.runs, report.evaluations, report.evaluations_uncached) == (1, 10, 18)
+    assert report.ideal_speedup == 18 / 10
+    assert report.peak_bytes > 0
+    for line in ("4  reused: static: between computed steps", "10 of 18 evaluations made in 1 run(s): 1.80x"):
+        assert line in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_the_report_says_when_there_was_no_history(tiny_wan_random: Tiny) -> None:
+    with mixcache.enable(tiny_wan_random.pipe, "static:every=2,first_steps=0") as session:
+        tiny_wan_random.run(1, guidance_scale=1.0)
+        (first,) = session.records
+    assert first.verdict.reuse is False  # the last step
+    with mixcache.enable(tiny_wan_random.pipe, "static:every=2,first_steps=0,last_steps=0") as session:
+        tiny_wan_random.run(4, guidance_scale=1.0, callback_on_step_end=guidance_after({0: 5.0}))
+    (record,) = [r for r in session.records if r.verdict.reuse and not r.outcome.reused]
+    assert record.outcome.reason == "no history to reuse; static: follows this step's first branch"
+    assert (record.point.step, record.point.branch) == (1, "uncond")
+
+
+def test_the_report_says_who_vetoed(tiny_wan_random: Tiny) -> None:
+    policies = ["static:every=2,first_steps=0,last_steps=0", "static:every=2,first_steps=4,last_steps=0"]
+    with mixcache.enable(tiny_wan_random.pipe, policies, rule="any") as session:
+        tiny_wan_random.run(8)
+    reasons = {r.point.step: r.outcome.reason for r in session.records if r.point.branch == "cond"}
+    assert reasons[1] == "static#2: first 4 steps"
+    assert reasons[4] == "static#2: between computed steps, every 2"
+    assert reasons[5] == "static: between computed steps, every 2"
+
+
+def test_the_report_says_when_the_shape_changed() -> None:
+    model = Scripted()
+    with mixcache.enable(model, "static:every=9,first_steps=1,last_steps=0") as session:
+        anchors = [torch.ones(1, 4), torch.ones(1, 4), torch.ones(2, 4), torch.ones(2, 4)]
+        results = follow(session, model, anchors, [[a * 2] for a in anchors])
+    assert [r.outcome.reused for r in session.records] == [False, True, False, True]
+    changed = session.records[2].outcome.reason
+    assert changed.startswith(
+        "shape changed from (1, 4) torch.float32 on cpu to (2, 4) torch.float32 on cpu; no history"
+    )
+    assert [r[0].shape for r in results] == [a.shape for a in anchors]

@@ -8,32 +8,34 @@ import attrs
 import pytest
 
 import mixcache
-from mixcache import Point, Policy, Reading, Vote
+from mixcache import Point, Policy, Reading, Vote, plugins
 from mixcache.testing import check_policy
-from mixcache_policies import EasyCache, Schedule, Static
+from mixcache_policies import Budget, CFGInterval, DBCache, EasyCache, FirstBlock, Schedule, Static, Window
 
 CONFIGURATIONS = [
+    Budget(),
+    Budget(total=0.05, first_steps=1),
+    CFGInterval(),
+    DBCache(first_steps=2, most=3, threshold=1.0),
     EasyCache(),
-    EasyCache(threshold=0.0),
     EasyCache(threshold=5.0, first_steps=2, longest_run=2),
+    FirstBlock(threshold=1.0),
     Static(),
-    Static(every=1),
     Static(every=4, first_steps=0, last_steps=0, longest_run=2),
+    Window(first_steps=3, last_steps=2, longest_run=1),
 ]
 
 
 @pytest.mark.parametrize("policy", CONFIGURATIONS, ids=repr)
 def test_installed_policies_keep_the_laws(policy: Policy) -> None:
-    check_policy(policy)
+    check_policy(policy, examples=50)
 
 
 def test_a_mask_keeps_the_laws_at_its_own_length() -> None:
-    check_policy(Schedule("110100110"), num_steps=9)
+    check_policy(Schedule("110100110"), num_steps=9, examples=50)
 
 
 def test_every_installed_policy_is_checked_here() -> None:
-    from mixcache import plugins
-
     shipped = {kind for kind in plugins.policies().values() if kind.__module__.startswith("mixcache_policies")}
     assert shipped == {Schedule, *map(type, CONFIGURATIONS)}
 

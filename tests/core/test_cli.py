@@ -1,0 +1,332 @@
+"""The command line: what it writes and prints, and errors that are one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import field, frozen
+from typer.testing import CliRunner
+
+import mixcache
+import mixcache.cli
+from mixcache import Point, Policy, Reading, Vote, ge, trace
+from mixcache.cli import app
+from mixcache.generation import Variant, generate
+from mixcache.loading import load
+from mixcache.media import as_uint8
+from tests.clips import read_clip
+
+PROMPT = "a red circle moving left"
+STATIC = "static:every=2"
+
+
+def run(*words: Any) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="mixcache")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"{PROMPT}\na blue square moving up\n")
+    return path
+
+
+# generate
+
+
+def test_generate_writes_the_clip_and_prints_the_report(wan_folder: Path, small: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "clip.mp4"
+    result = run("generate", "--prompt", PROMPT, "--policy", STATIC, "--model", wan_folder, "--out", out, *small)
+    assert result.exit_code == 0, result.stderr
+    model = load(str(wan_folder), device="cpu")
+    arguments = model.arguments(num_inference_steps=4, num_frames=5, height=16, width=16)
+    made = generate(model, PROMPT, 0, arguments, Variant.parse(STATIC))
+    back = read_clip(out)
+    assert back.shape == (5, 16, 16, 3)
+    assert np.abs(back.astype(int) - as_uint8(made.frames_FHWC)).mean() < 16
+    assert "6 of 8 evaluations made in 1 run(s): 1.33x" in result.stdout
+    assert f"wrote {out}" in result.stdout
+    assert result.stderr == ""
+
+
+def test_generate_into_a_folder_with_a_trace_and_another_way_of_rebuilding(
+    wan_folder: Path, small: list[str], tmp_path: Path
+) -> None:
+    common = ["generate", "--prompt", PROMPT, "--model", wan_folder, "--out", tmp_path / "clips", *small]
+    file = tmp_path / "trace.jsonl"
+    words = ["--policy", f"{STATIC} @ basis=noise", "--basis", "output", "--forecast", "linear", "--seed", 7]
+    result = run(*common, *words, "--trace", file)
+    assert result.exit_code == 0, result.stderr
+    assert len(trace.read(file)) == 8
+    (clip,) = (tmp_path / "clips").iterdir()
+    assert clip.name.endswith("-seed7.mp4")
+
+
+def test_generate_without_a_policy_is_uncached(wan_folder: Path, small: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "clip.gif"
+    result = run("generate", "--prompt", PROMPT, "--model", wan_folder, "--out", out, *small)
+    assert result.exit_code == 0, result.stderr
+    assert "uncached" in result.stdout
+    assert len(read_clip(out)) == 5
+
+
+# compare
+
+
+def test_compare_prints_the_table_and_writes_results_and_pictures(
+    wan_folder: Path, small: list[str], tmp_path: Path, prompts: Path
+) -> None:
+    words = ["compare", "--policy", STATIC, "--policy", "static @ basis=noise", "--forecast", "linear"]
+    words += ["--out", tmp_path / "out", "--model", wan_folder, "--prompts", prompts, "--seeds", 1, *small]
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    pictures = {"contact_sheet.png", "speed_quality.png", "index.html", "clips"}
+    assert files == {"cases.jsonl", "settings.json", "results.md", "results.json", *pictures}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    labels = [variant["label"] for variant in results["variants"]]
+    assert labels == ["static:every=2 @ forecast=linear", "static @ basis=noise forecast=linear"]
+    assert len(results["cases"]) == 4
+    for item in results["summaries"]:
+        assert f"{item['speedup']:.3f}x" in result.stdout
+    first = (tmp_path / "out" / "results.md").read_text().splitlines()[0].strip("`")
+    assert shlex.split(first)[0] == "mixcache"
+    again = run(*shlex.split(first)[1:])  # the command it prints is the command that was run
+    assert again.exit_code == 0, again.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+
+
+def test_compare_needs_prompts_of_a_model_without(wan_folder: Path, tmp_path: Path) -> None:
+    result = run("compare", "--policy", STATIC, "--model", wan_folder, "--out", tmp_path)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "--prompts" in result.stderr
+
+
+def test_compare_refuses_a_folder_measured_with_other_settings(
+    wan_folder: Path, small: list[str], tmp_path: Path, prompts: Path
+) -> None:
+    words = ["compare", "--policy", STATIC, "--out", tmp_path / "out", "--model", wan_folder]
+    words += ["--prompts", prompts, "--limit", 1, "--seeds", 1, *small]
+    assert run(*words).exit_code == 0
+    other = run(*words, "--guidance", 2.5)
+    assert (other.exit_code, other.stderr.count("\n")) == (2, 1)
+    assert "guidance_scale was not given, is 2.5" in other.stderr
+    assert "--restart" in other.stderr
+    assert run(*words, "--guidance", 2.5, "--restart").exit_code == 0
+    first = (tmp_path / "out" / "results.md").read_text().splitlines()[0]
+    assert "--guidance 2.5" in first
+    assert "--restart" not in first
+
+
+def test_a_comparison_that_is_interrupted_by_a_signal_goes_on(
+    wan_folder: Path, small: list[str], tmp_path: Path, prompts: Path
+) -> None:
+    words = ["compare", "--policy", STATIC, "--out", tmp_path / "out", "--model", wan_folder]
+    words += ["--prompts", prompts, "--seeds", 40, *small]
+    command = [sys.executable, "-m", "mixcache.cli", *(str(word) for word in words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    cases = tmp_path / "out" / "cases.jsonl"
+    give_up = time.monotonic() + 60
+    while not (cases.is_file() and cases.read_bytes().count(b"\n") >= 2) and time.monotonic() < give_up:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors + output
+    kept = cases.read_text()
+    last = errors.strip().splitlines()[-1]
+    assert last == (
+        f"mixcache: interrupted: {len(kept.splitlines())} of 80 cases are kept in {tmp_path / 'out'}; "
+        "the same command goes on from there."
+    )
+    index = words.index("--seeds") + 1
+    words[index] = 1  # all the rest would take long
+    assert run(*words).exit_code == 0
+    assert cases.read_text().startswith(kept)
+
+
+# demo
+
+
+@pytest.fixture
+def offered(wan_folder: Path) -> Iterator[str]:
+    """The tiny pipeline under a name, as a plugin offers one."""
+    defaults = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 12}
+    folder = mixcache.PipelineFolder(name="toy", path=wan_folder, defaults=defaults, held_out=("one", "two", "three"))
+    mixcache.register(folder)
+    yield "toy"
+    mixcache.unregister("pipeline", "toy")
+
+
+def test_demo_makes_clips_a_table_and_a_page(offered: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = run("demo", "--model", offered, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    page = (out / "index.html").read_text()
+    for text in mixcache.cli.DEMO_POLICIES:
+        assert text in page
+        assert text.split(" @")[0] in result.stdout
+    assert page.count("<video") == 6
+    assert len(list((out / "clips").glob("*.mp4"))) == 6
+    assert (out / "contact_sheet.png").is_file()
+    assert str(out) in result.stdout
+    assert "three" not in page
+    before = (out / "cases.jsonl").read_text()
+    assert run("demo", "--model", offered, "--out", out, "--steps", 6).exit_code == 0  # always anew
+    assert (out / "cases.jsonl").read_text() != before
+
+
+def test_the_demos_policies_can_be_built() -> None:
+    assert len({Variant.parse(text).label for text in mixcache.cli.DEMO_POLICIES}) >= 2
+
+
+# plugins and help
+
+
+@frozen(kw_only=True)
+class EveryFifth(Policy):
+    """Compute every fifth step or so.
+
+    This paragraph is not shown.
+    """
+
+    often: int = field(default=5, validator=ge(1))
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.compute() if point.step % self.often == 0 else Vote.reuse()
+
+
+def test_plugins_lists_what_is_installed_and_what_a_script_registers() -> None:
+    assert "everyfifth" not in run("plugins").stdout
+    mixcache.register(EveryFifth)
+    try:
+        result = run("plugins")
+        policies = run("plugins", "--kind", "policies")
+    finally:
+        mixcache.unregister("policy", "everyfifth")
+    assert result.exit_code == 0
+    for word in ("everyfifth", "easycache", "residual", "taylor", "unanimous", "anchor_change", "tiny_wan", "WanTrans"):
+        assert word in result.stdout
+    assert "often=5" in policies.stdout
+    assert "Compute every fifth step or so." in policies.stdout
+    assert "not shown" not in policies.stdout
+    assert "unanimous" not in policies.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "compare", "plugins"])
+def test_help_teaches_by_example(command: str) -> None:
+    assert command in run("--help").stdout
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.count(f"mixcache {command}") >= 2  # the usage, and an example at least
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"mixcache {mixcache.__version__}\n"
+
+
+# errors
+
+GENERATE = ["generate", "--prompt", PROMPT]
+BAD = {
+    "unknown policy": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "easycash"], "easycache"),
+    "unknown parameter": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static:evry=2"], "it has: "),
+    "bad value": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static:every=0"], "must be >= 1"),
+    "unknown basis": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static", "--basis", "x"], "residual"),
+    "unknown rule": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static", "--rule", "x"], "unanimous"),
+    "missing model": ([*GENERATE, "--out", "{tmp}/a.mp4", "--model", "{tmp}/nowhere"], "no such folder"),
+    "no pipeline": ([*GENERATE, "--out", "{tmp}/a.mp4", "--model", "{tmp}"], "no diffusers pipeline"),
+    "unwritable": ([*GENERATE, "--out", "{tmp}/file/a.mp4"], "cannot write to"),
+    "unwritable trace": ([*GENERATE, "--out", "{tmp}/a.mp4", "--trace", "{tmp}/file/t.jsonl"], "cannot write to"),
+    "bad suffix": ([*GENERATE, "--out", "{tmp}/a.avi"], ".mp4"),
+    "no device": ([*GENERATE, "--out", "{tmp}/a.mp4", "--device", "cuda:99"], "cuda:99"),
+    "no dtype": ([*GENERATE, "--out", "{tmp}/a.mp4", "--dtype", "float12"], "bfloat16"),
+    "compare: unknown policy": (["compare", "--policy", "easycash", "--out", "{tmp}/x"], "easycache"),
+    "compare: twice": (["compare", "--policy", "static", "--policy", "static", "--out", "{tmp}/x"], "twice"),
+    "compare: unwritable": (["compare", "--policy", "static", "--out", "{tmp}/file"], "cannot write to"),
+    "compare: no prompts": (
+        ["compare", "--policy", "static", "--out", "{tmp}/x", "--prompts", "{tmp}/no"],
+        "--prompts",
+    ),
+    "demo: unwritable": (["demo", "--out", "{tmp}/file/x"], "cannot write to"),
+    "plugins: kind": (["plugins", "--kind", "colours"], "policies"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_error_is_one_line_and_comes_before_anything_is_loaded(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded before the arguments were checked")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", loaded)
+    (tmp_path / "file").write_text("")
+    words, says = BAD[case]
+    result = run(*[word.format(tmp=tmp_path) for word in words])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mixcache: error: ")
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_debug_shows_the_traceback(tmp_path: Path, place: str) -> None:
+    words = [*GENERATE, "--out", tmp_path / "a.mp4", "--policy", "easycash"]
+    result = run("--debug", *words) if place == "first" else run(*words, "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("mixcache: error: unknown policy 'easycash'")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, wan_folder: Path, tmp_path: Path) -> Callable[[BaseException], Any]:
+    def fail(error: BaseException) -> Any:
+        def broken(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(mixcache.cli, "generate_one", broken)
+        return run(*GENERATE, "--model", wan_folder, "--out", tmp_path / "a.mp4")
+
+    return fail
+
+
+def test_an_interruption_is_one_line_and_130(failing: Callable[[BaseException], Any]) -> None:
+    result = failing(KeyboardInterrupt())
+    assert (result.exit_code, result.stderr) == (130, "mixcache: interrupted: nothing was written.\n")
+
+
+def test_a_failure_nobody_foresaw_is_one_line_and_1(failing: Callable[[BaseException], Any]) -> None:
+    result = failing(RuntimeError("out of memory\nlots of detail"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("mixcache: error: RuntimeError: out of memory")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_usage_error_is_exit_code_2_too() -> None:
+    assert run("generate", "--prompt", PROMPT).exit_code == 2
+    assert run("compare", "--policy", "static", "--out", "x", "--seeds", 0).exit_code == 2
+    assert run("paint").exit_code == 2
+
+
+def test_a_real_process_says_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mixcache.cli", *GENERATE, "--policy", "easycash", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -1,0 +1,343 @@
+"""Comparisons: honest numbers, paired runs, and nothing finished is ever lost."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+import mixcache
+import mixcache.compare
+from mixcache.cases import Case, CaseStore, converter
+from mixcache.compare import Comparison, Watch, check_variants, compare
+from mixcache.errors import ConfigurationError
+from mixcache.generation import UNCACHED, Generation, Variant, generate
+from mixcache.loading import Model, load
+from mixcache.quality import psnr, relative_error, ssim
+from mixcache.report import GranularityReport, Report
+from mixcache.results import markdown, rows, summarize, write_results
+
+PROMPTS = ("a red circle moving left", "a blue square moving up")
+STATIC, NEVER = Variant.parse("static:every=2"), Variant.parse("static:every=1")
+
+
+@pytest.fixture(scope="module")
+def model(wan_folder: Path) -> Model:
+    return load(str(wan_folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def comparison(model: Model) -> Comparison:
+    arguments = model.arguments(num_inference_steps=4, num_frames=5, height=16, width=16)
+    return Comparison(model=model, arguments=arguments, prompts=PROMPTS, seeds=(0,), variants=(STATIC, NEVER))
+
+
+def opened(folder: Path, comparison: Comparison, restart: bool = False) -> CaseStore:
+    store = CaseStore(folder)
+    store.open(comparison.settings, restart)
+    return store
+
+
+@pytest.fixture(scope="module")
+def measured(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Case]]:
+    """A finished comparison; nobody changes it."""
+    folder = tmp_path_factory.mktemp("measured")
+    return folder, compare(comparison, opened(folder, comparison))
+
+
+class Calls:
+    """Counts the generations that a comparison makes, and can stop one."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.variants: list[str] = []
+        self.stop_at = stop_at
+
+    def __call__(self, *given: Any, **options: Any) -> Generation:
+        variant = given[4] if len(given) > 4 else UNCACHED
+        self.variants.append(variant.label if given[3]["num_inference_steps"] > 2 else "warm-up")
+        if len(self.variants) == self.stop_at:
+            raise KeyboardInterrupt
+        return generate(*given, **options)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
+    def watch(stop_at: int | None = None) -> Calls:
+        counted = Calls(stop_at)
+        monkeypatch.setattr(mixcache.compare, "generate", counted)
+        return counted
+
+    return watch
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+
+
+# numbers
+
+
+def test_quality_measures_are_their_formulas() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.random((3, 16, 20, 3), dtype=np.float32)
+    b = np.clip(a + rng.normal(0, 0.1, a.shape).astype(np.float32), 0, 1)
+    assert psnr(a, b) == pytest.approx(-10 * math.log10(np.mean((a.astype(float) - b) ** 2)), abs=1e-6)
+    assert psnr(a, a) == math.inf
+    assert ssim(a, a) == 1
+    assert 0 < ssim(a, b) < 1
+    assert math.isnan(ssim(a[:, :2], b[:, :2]))
+    assert math.isnan(psnr(a, np.full_like(a, np.nan)))
+    x, y = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])
+    assert relative_error(x, y) == pytest.approx(1 / 5)
+
+
+def test_a_case_holds_what_an_independent_computation_finds(
+    comparison: Comparison, measured: tuple[Path, list[Case]]
+) -> None:
+    folder, _ = measured
+    pipeline = comparison.model.pipeline
+
+    def clip(prompt: str, output_type: str) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(prompt=prompt, generator=generator, output_type=output_type, **comparison.arguments).frames
+
+    for line in lines(folder):
+        a, x = clip(line["prompt"], "np")[0], clip(line["prompt"], "latent")
+        with mixcache.enable(pipeline, line["variant"]) as session:
+            b = clip(line["prompt"], "np")[0]
+            report = session.report()
+            y = clip(line["prompt"], "latent")
+        assert line["report"]["evaluations"] == report.evaluations
+        assert line["report"]["peak_bytes"] == report.peak_bytes
+        if line["variant"] == "static:every=1":
+            assert (line["psnr"], line["ssim"], line["latents_error"], line["mask"]) == ("inf", 1.0, 0.0, "1111")
+        else:
+            mse = np.mean((a.astype(np.float64) - b) ** 2)
+            assert line["psnr"] == pytest.approx(10 * math.log10(1 / mse), abs=1e-4)
+            assert line["latents_error"] == pytest.approx(float((x - y).norm() / x.norm()), rel=1e-5)
+            assert line["mask"] == "1101"
+            assert line["report"]["evaluations"] == 6
+
+
+def test_summaries_are_over_the_cases(comparison: Comparison, measured: tuple[Path, list[Case]]) -> None:
+    folder, cases = measured
+    static, never = summarize(comparison, cases)
+    mine = [line for line in lines(folder) if line["variant"] == "static:every=2"]
+    assert len(mine) == static.cases == 2
+    assert static.speedup == statistics.median(line["uncached_seconds"][0] / line["cached_seconds"][0] for line in mine)
+    assert static.ideal_speedup == pytest.approx(8 / 6)
+    assert static.psnr.mean == pytest.approx(np.mean([line["psnr"] for line in mine]))
+    assert static.psnr.worst == min(line["psnr"] for line in mine)
+    assert static.ssim.worst == min(line["ssim"] for line in mine)
+    assert static.latents_error is not None
+    assert static.latents_error.worst == max(line["latents_error"] for line in mine)
+    assert (never.ideal_speedup, never.psnr.mean, never.psnr.worst) == (1, math.inf, math.inf)
+
+
+def test_results_are_written_for_people_and_for_programs(
+    comparison: Comparison, measured: tuple[Path, list[Case]], tmp_path: Path
+) -> None:
+    _, cases = measured
+    summaries = summarize(comparison, cases)
+    write_results(tmp_path, "mixcache compare --all", comparison, cases, summaries)
+    text = (tmp_path / "results.md").read_text()
+    assert text == markdown("mixcache compare --all", comparison, summaries)
+    assert text.splitlines()[0] == "`mixcache compare --all`"
+    static = next(line for line in text.splitlines() if line.startswith("| static:every=2 |"))
+    assert f"| {summaries[0].speedup:.3f}x | 1.333x |" in static
+    assert "| 6 of 8 |" in static
+    assert rows(summaries)[2][5] == "inf (inf)"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    everything = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert everything["settings"]["environment"]["torch"] == torch.__version__
+    assert everything["settings"]["call"] == dict(comparison.arguments)
+    assert everything["prompts"] == list(PROMPTS)
+    assert [converter.structure(case, Case) for case in everything["cases"]] == cases
+    assert everything["summaries"][1]["psnr"] == {"mean": "inf", "worst": "inf"}
+
+
+def test_a_case_survives_json_whatever_its_numbers_are(measured: tuple[Path, list[Case]]) -> None:
+    visit = GranularityReport(computed=1, reused=2, reasons={"why": 3}, worst_predicted_error=math.inf)
+    report = attrs.evolve(measured[1][0].report, visits={"step": visit}, notes=("a", "b"))
+    for value in (math.inf, -math.inf, 0.1):
+        case = attrs.evolve(measured[1][0], psnr=value, latents_error=None, report=report)
+        text = json.dumps(converter.unstructure(case), allow_nan=False)
+        assert converter.structure(json.loads(text), Case) == case
+    lost = attrs.evolve(measured[1][0], ssim=math.nan, latents_error=math.nan)
+    again = converter.structure(json.loads(json.dumps(converter.unstructure(lost), allow_nan=False)), Case)
+    assert math.isnan(again.ssim)
+    assert again.latents_error is not None
+    assert math.isnan(again.latents_error)
+
+
+# pairs
+
+
+def test_every_case_is_a_pair_and_the_order_alternates(
+    comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
+) -> None:
+    counted = calls()
+    compare(comparison, opened(tmp_path, comparison))
+    static, never = STATIC.label, NEVER.label
+    assert counted.variants == ["warm-up", "none", static, never, "none", static, "none", "none", never]
+
+
+def test_repeats_are_alternating_pairs_and_their_median_counts(
+    comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
+) -> None:
+    counted = calls()
+    comparison = attrs.evolve(comparison, repeats=3, prompts=PROMPTS[:1], variants=(STATIC,))
+    (case,) = compare(comparison, opened(tmp_path, comparison))
+    static = STATIC.label
+    assert counted.variants == ["warm-up", "none", static, static, "none", "none", static]
+    assert len(case.uncached_seconds) == len(case.cached_seconds) == 3
+    ratios = sorted(u / c for u, c in zip(case.uncached_seconds, case.cached_seconds))
+    assert case.speedup == ratios[1]
+
+
+def test_the_watch_sees_every_call_and_step(comparison: Comparison, tmp_path: Path) -> None:
+    seen: dict[str, int] = {"step": 0, "call": 0, "case": 0}
+    planned: list[tuple[int, int]] = []
+
+    def count(what: str) -> Callable[..., None]:
+        def more(*_: Any) -> None:
+            seen[what] += 1
+
+        return more
+
+    watch = Watch(
+        started=lambda calls, steps: planned.append((calls, steps)),
+        step=count("step"),
+        call=count("call"),
+        case=count("case"),
+    )
+    compare(comparison, opened(tmp_path, comparison), watch)
+    assert planned == [(8, 4)]
+    assert seen == {"step": 32, "call": 8, "case": 4}
+
+
+# interruptions and resuming
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(
+    comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls], measured: tuple[Path, list[Case]]
+) -> None:
+    calls(stop_at=7)  # the warm-up, two whole cases, and the second run of the third
+    with pytest.raises(KeyboardInterrupt, match=r"2 of 4 cases are kept in .*the same command goes on"):
+        compare(comparison, opened(tmp_path, comparison))
+    kept = (tmp_path / "cases.jsonl").read_text()
+    assert len(kept.splitlines()) == 2
+    counted = calls()
+    cases = compare(comparison, opened(tmp_path, comparison))
+    assert (tmp_path / "cases.jsonl").read_text().startswith(kept)
+    assert counted.variants == ["warm-up", "static:every=2", "none", "none", "static:every=1"]
+
+    def untimed(case: Case) -> dict[str, Any]:
+        fields = attrs.asdict(attrs.evolve(case, uncached_seconds=(), cached_seconds=()))
+        return {**fields, "report": {**fields["report"], "compute_seconds": None}}
+
+    assert [untimed(case) for case in cases] == [untimed(case) for case in measured[1]]
+    again = calls()
+    assert compare(comparison, opened(tmp_path, comparison)) == cases
+    assert again.variants == []
+
+
+def test_a_torn_last_line_is_measured_again(
+    comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
+) -> None:
+    before = compare(comparison, opened(tmp_path, comparison))
+    file = tmp_path / "cases.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    counted = calls()
+    after = compare(comparison, opened(tmp_path, comparison))
+    assert counted.variants == ["warm-up", "none", "static:every=1"]
+    assert after[:3] == before[:3]
+    assert [line["variant"] for line in lines(tmp_path)] == [case.variant for case in before]
+
+
+def test_a_line_that_is_no_case_is_an_error_with_a_remedy(comparison: Comparison, tmp_path: Path) -> None:
+    opened(tmp_path, comparison)
+    (tmp_path / "cases.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(ConfigurationError, match=r"line 1 is no case.*--restart"):
+        opened(tmp_path, comparison)
+
+
+def test_other_settings_are_refused_by_name_and_restart_begins_anew(
+    comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
+) -> None:
+    compare(comparison, opened(tmp_path, comparison))
+    other = attrs.evolve(comparison, arguments={**comparison.arguments, "num_inference_steps": 5}, repeats=2)
+    with pytest.raises(ConfigurationError, match=r"num_inference_steps was 4, is 5.*repeats was 1, is 2.*--restart"):
+        opened(tmp_path, other)
+    assert len(lines(tmp_path)) == 4
+    weights = attrs.evolve(comparison, model=attrs.evolve(comparison.model, fingerprint="0123"))
+    with pytest.raises(ConfigurationError, match=r"model was \w+, is 0123"):
+        opened(tmp_path, weights)
+    assert opened(tmp_path, other, restart=True).cases == {}
+    counted = calls()
+    compare(comparison, opened(tmp_path, comparison, restart=True))
+    assert len(counted.variants) == 9
+
+
+def test_another_policy_joins_the_same_folder(
+    comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
+) -> None:
+    compare(attrs.evolve(comparison, variants=(STATIC,)), opened(tmp_path, comparison))
+    counted = calls()
+    cases = compare(comparison, opened(tmp_path, comparison))
+    assert sorted(counted.variants) == ["none"] * 2 + ["static:every=1"] * 2 + ["warm-up"]
+    assert [case.variant for case in cases] == ["static:every=2", "static:every=1"] * 2
+
+
+def test_a_lost_clip_is_made_again(comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]) -> None:
+    compare(comparison, opened(tmp_path, comparison))
+    store = opened(tmp_path, comparison)
+    path = store.clips.playable(PROMPTS[0], 0, STATIC.label)
+    assert path is not None
+    path.unlink()
+    counted = calls()
+    compare(comparison, store)
+    assert counted.variants == ["warm-up", "none", "static:every=2"]
+    assert path.is_file()
+
+
+def test_only_the_first_clips_are_kept(comparison: Comparison, measured: tuple[Path, list[Case]]) -> None:
+    clips = CaseStore(measured[0]).clips
+    frames = clips.load(PROMPTS[0], 0, STATIC.label)
+    made = generate(comparison.model, PROMPTS[0], 0, comparison.arguments, STATIC).frames_FHWC
+    assert frames is not None
+    assert np.array_equal(frames, np.rint(made * 255).astype(np.uint8))
+    assert clips.load(PROMPTS[1], 0, STATIC.label) is None
+
+
+@pytest.mark.parametrize(
+    ("specs", "says"),
+    [([], "at least one"), (["none"], "compared with"), (["static", "static @ basis=residual"], "given twice")],
+)
+def test_variants_that_cannot_be_compared(specs: list[str], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        check_variants([Variant.parse(spec) for spec in specs])
+
+
+def test_a_report_without_evaluations_divides_nothing() -> None:
+    nothing = Report(
+        runs=0,
+        visits={},
+        evaluations=0,
+        evaluations_uncached=0,
+        compute_seconds=None,
+        peak_bytes=0,
+        foreign_calls=0,
+    )
+    assert nothing.ideal_speedup == 1

@@ -1,0 +1,263 @@
+"""What plugins offer: specs and their errors, registering in a script, and an installed package's entry point."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import field, frozen
+
+import mixcache
+from mixcache import Basis, Forecaster, ModelAdapter, PipelineFolder, Point, Policy, Reading, Vote, ge, plugins
+from mixcache_policies import EasyCache, Schedule, Static
+
+ROOT = Path(__file__).parents[2]
+
+# specs
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("easycache", EasyCache()),
+        ("easycache:threshold=0.1", EasyCache(threshold=0.1)),
+        (" easycache : threshold = 0.1 , first_steps=3 ", EasyCache(threshold=0.1, first_steps=3)),
+        ("static:every=3,longest_run=none", Static(every=3)),
+        ("static:longest_run=2,at=cfg", Static(longest_run=2, at="cfg")),
+        ("schedule:1101", Schedule("1101")),
+        ("schedule:1101,longest_run=1", Schedule("1101", longest_run=1)),
+        ("schedule:mask=1101", Schedule("1101")),
+        (EasyCache, EasyCache()),
+        (EasyCache(threshold=1), EasyCache(threshold=1)),
+    ],
+)
+def test_a_spec_makes_a_policy(spec: Any, expected: Policy) -> None:
+    assert plugins.build_policies(spec) == (expected,)
+
+
+def test_several_specs() -> None:
+    both = (EasyCache(), Static(every=3))
+    assert plugins.build_policies("easycache + static:every=3") == both
+    assert plugins.build_policies(["easycache", Static(every=3)]) == both
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("easycahce", r"unknown policy 'easycahce'; there are: .*easycache.*static.*Did you mean 'easycache'\?"),
+        ("", "unknown policy ''; there are: "),
+        ("static+", "unknown policy ''; there are: "),
+        ("easycache:treshold=1", "policy easycache has no parameter 'treshold'; it has: .*threshold, first_steps"),
+        ("easycache:threshold=much", "policy easycache: threshold must be float, got 'much'"),
+        ("easycache:threshold=-0.1", r"`EasyCache\(threshold=\.\.\.\)` must be >= 0, got -0.1"),
+        ("easycache:threshold=nan", r"`EasyCache\(threshold=\.\.\.\)` must be >= 0, got nan"),
+        ("easycache:threshold=inf", r"`EasyCache\(threshold=\.\.\.\)` must be >= 0, got inf"),
+        ("static:every=0", r"`Static\(every=\.\.\.\)` must be >= 1, got 0"),
+        ("static:every=2.5", "policy static: every must be int, got '2.5'"),
+        ("static:every=", "policy static: every must be int, got ''"),
+        ("static:at=everywhere", "at must be one of step, cfg, block, got 'everywhere'"),
+        ("schedule", "policy schedule needs a value for mask: 'schedule:mask=...'"),
+        (Schedule, "schedule needs a value for mask"),
+        ("schedule:0101", r"`Schedule\(mask=\.\.\.\)` must be a string of 1 .* that begins with 1, got '0101'"),
+        ("schedule:", "policy schedule needs a value for mask"),
+        (3, "policy must be a spec such as"),
+        ([3], "policy must be a spec such as 'name:parameter=value' or a Policy, got 3"),
+        ([], "must name at least one policy"),
+        (Basis, "policy must be a spec"),
+    ],
+)
+def test_a_spec_that_is_wrong_says_what_would_be_right(spec: Any, said: str) -> None:
+    with pytest.raises(mixcache.ConfigurationError, match=said):
+        plugins.build_policies(spec)
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "name"),
+    [("basis", Basis, "residuals"), ("forecaster", Forecaster, "tailor"), ("rule", None, "al")],
+)
+def test_other_unknown_names_list_what_there_is(kind: str, base: Any, name: str) -> None:
+    with pytest.raises(mixcache.UnknownNameError, match=f"unknown {kind} '{name}'; there are: .*, "):
+        plugins.build_rule(name) if base is None else plugins.build(kind, name, base)
+
+
+def test_a_boolean_parameter() -> None:
+    @frozen(kw_only=True)
+    class Switch(Policy):
+        """Has a switch."""
+
+        on: bool = False
+
+    mixcache.register(Switch)
+    try:
+        assert plugins.build_policies("switch:on=true")[0].on is True
+        with pytest.raises(mixcache.ConfigurationError, match="policy switch: on must be bool, got 'maybe'"):
+            plugins.build_policies("switch:on=maybe")
+    finally:
+        mixcache.unregister("policy", "switch")
+
+
+# registering
+
+
+@frozen
+class EveryOther(Policy):
+    """Recompute every `every`-th step."""
+
+    every: int = field(default=2, validator=ge(1))
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.compute() if point.step % self.every == 0 else Vote.reuse()
+
+
+def test_registering_twice_is_once_and_a_taken_name_is_refused() -> None:
+    assert mixcache.register(EveryOther) is EveryOther
+    try:
+        mixcache.register(EveryOther)
+        assert plugins.build_policies("everyother:every=3") == (EveryOther(every=3),)
+
+        @frozen
+        class Other(Policy):
+            """Takes the name."""
+
+            name = "everyother"
+
+        with pytest.raises(mixcache.ConfigurationError, match="'everyother' is registered already, by"):
+            mixcache.register(Other)
+        with pytest.raises(mixcache.ConfigurationError, match="'static' is registered already"):
+            mixcache.register(frozen(type("Static", (Policy,), {"__doc__": "Ours."})))
+    finally:
+        mixcache.unregister("policy", "everyother")
+    with pytest.raises(mixcache.UnknownNameError, match="everyother"):
+        mixcache.unregister("policy", "everyother")
+    assert "everyother" not in plugins.policies()
+
+
+def test_a_policy_without_attrs_is_refused() -> None:
+    class Plain:
+        pass
+
+    class Bare(Policy, Plain):
+        """Inherits attrs, which is enough to be built; the battery tells that it should say @frozen."""
+
+    mixcache.register(Bare)
+    mixcache.unregister("policy", "bare")
+
+
+def test_a_rule_an_adapter_and_a_folder_can_be_registered(tmp_path: Path) -> None:
+    def two(votes: Any) -> bool:
+        return sum(vote.choice == "reuse" for vote in votes) >= 2
+
+    with pytest.raises(mixcache.ConfigurationError, match="needs name="):
+        mixcache.register(two)
+    adapter = ModelAdapter(model="MyTransformer")
+    folder = PipelineFolder(name="mine", path=tmp_path)
+    mixcache.register(two, name="two")
+    mixcache.register(adapter)
+    mixcache.register(folder)
+    try:
+        assert plugins.rules()["two"] is two
+        assert plugins.models()["MyTransformer"] is adapter
+        assert plugins.pipelines()["mine"] is folder
+    finally:
+        for kind, name in (("rule", "two"), ("model", "MyTransformer"), ("pipeline", "mine")):
+            mixcache.unregister(kind, name)
+    assert "two" not in plugins.rules()
+
+
+def test_a_misspelt_hook_is_an_error_and_leaves_nothing() -> None:
+    class Plugin:
+        @mixcache.hookimpl
+        def mixcache_policys(self) -> list[type[Policy]]:
+            return []
+
+    before = plugins.manager().list_name_plugin()
+    with pytest.raises(mixcache.PluginError, match="mixcache_policys"):
+        mixcache.register(Plugin(), name="misspelt")
+    assert plugins.manager().list_name_plugin() == before
+
+
+def test_two_plugins_with_one_name_are_told_apart() -> None:
+    class Plugin:
+        @mixcache.hookimpl
+        def mixcache_policies(self) -> list[type[Policy]]:
+            return [frozen(type("Static", (Policy,), {"__doc__": "Also static."}))]
+
+    plugin = mixcache.register(Plugin(), name="rival")
+    try:
+        with pytest.raises(mixcache.PluginError, match="two plugins offer a policy named 'static'"):
+            plugins.policies()
+    finally:
+        plugins.manager().unregister(plugin)
+
+
+# an installed package
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "mixcache-third-party"
+version = "1.0"
+[project.entry-points.mixcache]
+third = "third_party"
+[tool.hatch.build.targets.wheel]
+packages = ["third_party"]
+"""
+PLUGIN = '''
+from attrs import field, frozen
+import mixcache
+from mixcache import Policy, Vote, ge
+
+@frozen(kw_only=True)
+class Third(Policy):
+    """Compute every third step."""
+    every: int = field(default=3, validator=ge(1))
+    def vote(self, point, reading, state):
+        return Vote.compute() if point.step % self.every == 0 else Vote.reuse()
+
+@mixcache.hookimpl
+def {hook}():
+    return [Third]
+'''
+USE = """
+import torch, mixcache
+from tests.helpers import Scripted, follow, reused_steps
+model, anchors = Scripted(), [torch.ones(1, 2)] * 9
+with mixcache.enable(model, "third:every=4") as session:
+    follow(session, model, anchors, [[a] for a in anchors])
+print(reused_steps(session))
+"""
+
+
+def install(folder: Path, hook: str) -> dict[str, str]:
+    """Build the package and install it into a folder; the environment of a python that finds it there."""
+    source, target = folder / "source", folder / "site"
+    (source / "third_party").mkdir(parents=True)
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    (source / "third_party" / "__init__.py").write_text(PLUGIN.format(hook=hook))
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
+    subprocess.run(command, check=True, timeout=120)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), str(ROOT)])}
+
+
+def python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_an_installed_plugin_is_used_by_its_spec(tmp_path: Path) -> None:
+    done = python(USE, install(tmp_path, "mixcache_policies"))
+    assert done.stdout.strip() == "[1, 2, 3, 5, 6, 7]", done.stderr
+
+
+def test_an_installed_plugin_with_a_misspelt_hook_is_an_error(tmp_path: Path) -> None:
+    done = python(USE, install(tmp_path, "mixcache_polices"))
+    assert done.returncode != 0
+    assert "PluginError: an installed mixcache plugin cannot be loaded" in done.stderr
+    assert "mixcache_polices" in done.stderr

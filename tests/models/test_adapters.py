@@ -1,0 +1,155 @@
+"""Every adapter describes a class that diffusers has, as that class really is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+import mixcache
+from mixcache import ModelAdapter, plugins
+from mixcache.adapter import adapter_for
+from tests.conftest import built
+from tests.helpers import recorded_calls
+from tests.pipelines import BUILDERS
+
+SHIPPED = {name: a for name, a in plugins.models().items() if hasattr(diffusers, name)}
+RANDOM = [name for name in BUILDERS if name != "embedded"]
+
+
+def test_every_adapter_names_a_class_of_diffusers() -> None:
+    assert set(SHIPPED) == set(plugins.models())
+    assert len(SHIPPED) >= 8
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_latent_argument_is_one_of_forward(name: str) -> None:
+    parameters = inspect.signature(getattr(diffusers, name).forward).parameters
+    assert SHIPPED[name].latent_argument in parameters
+    assert set(SHIPPED[name].injected) <= set(parameters)
+    known = {p for p in parameters if "control" in p and p.endswith(("samples", "states"))}
+    if SHIPPED[name].blocks:
+        assert known <= set(SHIPPED[name].injected), "something is added between the blocks"
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_blocks_take_and_return_what_the_adapter_says(name: str) -> None:
+    """Seen from outside: arguments by name, and which returned tensor has which stream's shape."""
+    tiny = built(name)
+    model = tiny.pipe.transformer
+    adapter = adapter_for(model, plugins.models().values())
+    assert not adapter.generic
+    seen: dict[str, tuple[dict[str, Any], Any]] = {}
+
+    def note(path: str) -> Any:
+        def hook(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+            names = list(inspect.signature(type(block).forward).parameters)[1:]
+            seen[path] = {**dict(zip(names, args)), **kwargs}, result
+
+        return hook
+
+    lists = {kind.path: kind for kind in adapter.blocks}
+    handles = [getattr(model, path)[0].register_forward_hook(note(path), with_kwargs=True) for path in lists]
+    tiny.run(1)
+    for handle in handles:
+        handle.remove()
+    assert set(seen) == set(lists)
+    for path, kind in lists.items():
+        arguments, result = seen[path]
+        results = result if isinstance(result, tuple) else (result,)
+        assert len(results) == len(kind.returns)
+        assert set(kind.streams) <= set(kind.returns)
+        for stream, tensor in zip(kind.returns, results):
+            assert arguments[stream].shape == tensor.shape, f"{path}: {stream}"
+        shapes = [arguments[stream].shape for stream in kind.returns]
+        assert len(set(shapes)) == len(shapes), "the tiny model cannot tell its streams apart"
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_all_blocks_are_listed_in_the_order_in_which_they_run(name: str) -> None:
+    tiny = built(name)
+    model = tiny.pipe.transformer
+    adapter = adapter_for(model, plugins.models().values())
+    listed = [block for kind in adapter.blocks for block in getattr(model, kind.path)]
+    order: list[int] = []
+    handles = [block.register_forward_hook(lambda *_, i=i: order.append(i)) for i, block in enumerate(listed)]
+    tiny.run(1, **({"guidance_scale": 1.0} if name in ("wan", "ltx", "cogvideox") else {}))
+    for handle in handles:
+        handle.remove()
+    assert order == list(range(len(listed)))
+    assert len(listed) >= 3
+    lists = [m for m in model.children() if isinstance(m, torch.nn.ModuleList) and "Block" in type(m[0]).__name__]
+    assert sum(map(len, lists)) == len(listed)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_branches_reach_the_model_as_the_adapter_says(name: str) -> None:
+    tiny = built(name)
+    adapter = adapter_for(tiny.pipe.transformer, plugins.models().values())
+    with recorded_calls(tiny.pipe.transformer) as calls:
+        tiny.run(1)
+    rows = [arguments["hidden_states"].shape[0] for arguments, _ in calls]
+    assert rows == {"sequential": [1, 1], "doubled": [2], "embedded": [1]}[adapter.branches]
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_latent_is_what_the_noise_scheduler_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x_t as the adapter finds it in a call is the sample that the noise scheduler is given; v_t has its shape."""
+    tiny = built(name)
+    adapter = adapter_for(tiny.pipe.transformer, plugins.models().values())
+    samples: list[torch.Tensor] = []
+    step = tiny.pipe.scheduler.step
+
+    def stepped(output: Any, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        samples.append(sample.clone())
+        return step(output, timestep, sample, *args, **kwargs)
+
+    monkeypatch.setattr(tiny.pipe.scheduler, "step", stepped)
+    with recorded_calls(tiny.pipe.transformer) as calls:
+        tiny.run(2)
+    arguments, output = calls[0]
+    latent = adapter.latent(tiny.pipe.transformer, arguments)
+    assert latent.shape == output.shape
+    torch.testing.assert_close(latent[:1], samples[0][:1])
+
+
+def test_condition_channels_are_not_part_of_the_latent() -> None:
+    """Wan I2V: 36 channels in, 16 out; the anchor is the first 16."""
+    model = type("Model", (), {"config": type("Config", (), {"out_channels": 16})()})()
+    latent = torch.randn(1, 36, 2, 4, 4)
+    found = plugins.models()["WanTransformer3DModel"].latent(model, {"hidden_states": latent})
+    assert torch.equal(found, latent[:, :16])
+
+
+def test_the_adapter_of_a_base_class_serves_and_strangers_are_generic() -> None:
+    class Ours(diffusers.FluxTransformer2DModel):
+        pass
+
+    ours = Ours.__new__(Ours)
+    assert adapter_for(ours, plugins.models().values()).model == "FluxTransformer2DModel"
+
+    class Stranger:
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return hidden_states
+
+    assert adapter_for(Stranger(), plugins.models().values()) == ModelAdapter(model="Stranger", generic=True)
+
+
+def test_a_call_without_its_latent_is_a_clear_error() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return tokens
+
+    model, wrong = Odd(), ModelAdapter(model="Odd")
+    refused = pytest.raises(mixcache.AttachError, match="without a tensor `hidden_states`, got NoneType")
+    with mixcache.enable(model, "static", adapter=wrong) as session, session.run(1) as run, run.step(0), refused:
+        model(torch.zeros(1, 1))
+    right = ModelAdapter(model="Odd", latent_argument="tokens")
+    with mixcache.enable(model, "schedule:10", adapter=right) as session, session.run(2) as run:
+        for i in range(2):
+            with run.step(i), run.branch("cond"):
+                assert torch.equal(model(torch.full((1, 1), float(i))), torch.full((1, 1), float(i)))
+    assert session.report().evaluations == 1

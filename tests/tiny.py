@@ -1,0 +1,42 @@
+"""A tiny pipeline with the arguments of a quick run; text encoders are left out, embeddings are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attrs import field, frozen
+
+
+@frozen
+class Tiny:
+    """A pipeline and the arguments that make a quick run of it. `run()` returns the final latents."""
+
+    pipe: Any
+    arguments: Callable[[int], dict[str, Any]] = field(repr=False)
+    other_size: dict[str, Any] = field(factory=dict)
+    steps: int = 8
+
+    def run(self, steps: int | None = None, *, seed: int = 1, batch: int = 1, **changes: Any) -> torch.Tensor:
+        given = {
+            "num_inference_steps": self.steps if steps is None else steps,
+            "output_type": "latent",
+            "generator": torch.Generator().manual_seed(seed),
+            **self.arguments(batch),
+            **changes,
+        }
+        return self.pipe(return_dict=False, **given)[0]
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def repeat(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    return tensor.repeat(batch, *[1] * (tensor.dim() - 1))
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
