@@ -151,6 +151,13 @@ def train_vae(folder: Path, seed: int, iterations: int) -> AutoencoderKLWan:
     return vae.eval()
 
 
+def keep_vae(pipeline: Path, folder: Path) -> AutoencoderKLWan:
+    """Take the autoencoder of a finished ``pipeline`` as the result of this stage, in ``folder``/vae.pt."""
+    vae = AutoencoderKLWan.from_pretrained(pipeline, subfolder="vae", torch_dtype=torch.float32)
+    loop.save_checkpoint(folder / "vae.pt", {"vae": vae.state_dict()})
+    return vae.eval()
+
+
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKLWan, seed: int, count: int = 32) -> float:
     """PSNR in dB over ``count`` clips of held-out combinations."""

@@ -182,10 +182,25 @@ def _state(model: TextToFlow, ema: Average, optimizers: list[torch.optim.Optimiz
     return {"model": model.state_dict(), "ema": ema.weights, "optimizers": states, "iteration": iteration}
 
 
-def train_wan(folder: Path, data: dict[str, Tensor], seed: int, iterations: int, compiled: bool = False) -> TextToFlow:
-    """Train for ``iterations``, or what of them is left, and keep the state in ``folder``/wan.pt."""
+def train_wan(
+    folder: Path,
+    data: dict[str, Tensor],
+    seed: int,
+    iterations: int,
+    start_from: Path | None = None,
+    compiled: bool = False,
+) -> TextToFlow:
+    """Train for ``iterations``, or what of them is left, and keep the state in ``folder``/wan.pt.
+
+    start_from: a finished pipeline whose transformer and text encoder are the first weights.
+    """
     torch.manual_seed(seed)
     model = TextToFlow()
+    if start_from is not None:
+        for part in ("transformer", "text_encoder"):
+            module = getattr(model, part)
+            finished = type(module).from_pretrained(start_from, subfolder=part, torch_dtype=torch.float32)
+            module.load_state_dict(finished.state_dict())
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     ema, optimizers, first = Average(model), build_optimizers(matrices, model.parameters(), ADAMW_SHARE), 0
     path = folder / "wan.pt"
