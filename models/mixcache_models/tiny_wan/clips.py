@@ -32,8 +32,8 @@ SHAPES: Final = ("circle", "square", "triangle", "cross")
 DIRECTIONS: Final[dict[str, tuple[int, int]]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 # Word -> range of values. The ranges do not touch, so that a word decides what is seen.
-SIZES: Final[dict[str, tuple[float, float]]] = {"small": (6.5, 7.5), "": (9.0, 10.5), "large": (12.5, 13.5)}
-SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (10.0, 13.0), "": (17.0, 21.0), "quickly": (26.0, 30.0)}
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (6.5, 7.5), "": (8.5, 9.5), "large": (11.0, 12.0)}
+SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (14.0, 17.0), "": (20.0, 24.0), "quickly": (28.0, 32.0)}
 BACKGROUNDS: Final[dict[str, tuple[float, float]]] = {
     "dark": (20.0, 45.0),
     "grey": (110.0, 135.0),
@@ -42,6 +42,7 @@ BACKGROUNDS: Final[dict[str, tuple[float, float]]] = {
 
 _COLOUR_JITTER: Final = 6.0  # levels, per channel
 _GRADIENT: Final = 8.0  # levels, from the middle of the background to its edge, at most
+_WANDER: Final = 4.0  # pixels from the middle of the frame to the middle of the path, along it, at most
 _MARGIN: Final = 1.0  # pixels that stay free between the shape and the edge of the frame
 
 Combination = tuple[str, str, str]
@@ -157,12 +158,18 @@ def _pick(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -> t
 def _path(
     rng: np.random.Generator, direction: str, half: tuple[float, float], travel: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Random first and last centre, ``travel`` pixels apart along ``direction``, with the shape always in the frame."""
+    """Random first and last centre, ``travel`` pixels apart along ``direction``, with the shape always in the frame.
+
+    A path leads through the middle of the frame, so that a direction says where a clip begins and where it ends: a
+    direction that only said which way, from anywhere, is next to nothing of the loss, and was never learned.
+    """
     step_x, step_y = DIRECTIONS[direction]
     middle = []
     for span, extent, step in ((WIDTH, half[0], step_x), (HEIGHT, half[1], step_y)):
         low = _MARGIN + extent + abs(step) * travel / 2
         high = span - 1 - low
+        if step:
+            low, high = max(low, (span - 1) / 2 - _WANDER), min(high, (span - 1) / 2 + _WANDER)
         middle.append(float(rng.uniform(low, high)) if high > low else (span - 1) / 2)
     half_x, half_y = step_x * travel / 2, step_y * travel / 2
     return (middle[0] - half_x, middle[1] - half_y), (middle[0] + half_x, middle[1] + half_y)
