@@ -199,7 +199,7 @@ class Runs:
                 self._owners[i] = (token, None)  # from now on neither thread may go on with it
                 raise RunError(
                     "two threads drive one noise scheduler, which mixes up their denoising; give each thread a "
-                    "pipeline with a noise scheduler of its own (the transformer may be shared)."
+                    "pipeline with a noise scheduler of its own and enable the transformer that they share."
                 )
             return
         self._owners = [*self._owners[-15:], (token, thread)]
