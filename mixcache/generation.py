@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import fields, frozen
 from numpy.typing import NDArray
 
 from mixcache import plugins
@@ -84,8 +84,8 @@ class Variant:
     @property
     def label(self) -> str:
         """A short text that tells variants apart: what differs from the defaults of `mixcache.enable`."""
-        usual = {"rule": "unanimous", "basis": "residual", "forecast": "hold", "samples": "worst"}
-        parts = [f"{key}={getattr(self, key)}" for key in usual if getattr(self, key) != usual[key]]
+        how = fields(type(self))[1:]
+        parts = [f"{a.name}={getattr(self, a.name)}" for a in how if getattr(self, a.name) != a.default]
         return f"{self.policies} @ {' '.join(parts)}" if parts else self.policies
 
     def enable(self, pipeline: Any, trace: Path | None = None) -> Session | None:

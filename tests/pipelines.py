@@ -12,7 +12,7 @@ from tests.tiny import Tiny, quiet, randn, repeat
 from tests.video_pipelines import cogvideox, hunyuan, ltx
 
 
-def wan_transformer(seed: int = 0) -> Any:
+def wan_transformer(seed: int = 0, text_dim: int = 16, num_layers: int = 3) -> Any:
     torch.manual_seed(seed)
     return diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -20,16 +20,16 @@ def wan_transformer(seed: int = 0) -> Any:
         attention_head_dim=12,
         in_channels=4,
         out_channels=4,
-        text_dim=16,
+        text_dim=text_dim,
         freq_dim=32,
         ffn_dim=32,
-        num_layers=3,
+        num_layers=num_layers,
         cross_attn_norm=True,
         rope_max_seq_len=32,
     ).eval()
 
 
-def wan_vae() -> Any:
+def wan_vae(latents_std: float = 1.0) -> Any:
     return diffusers.AutoencoderKLWan(
         base_dim=3,
         z_dim=4,
@@ -37,7 +37,7 @@ def wan_vae() -> Any:
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
         latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
+        latents_std=[latents_std] * 4,
     )
 
 

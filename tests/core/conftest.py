@@ -7,8 +7,9 @@ from pathlib import Path
 
 import diffusers
 import pytest
-import torch
 from transformers import UMT5Config, UMT5EncoderModel
+
+from tests.pipelines import wan_transformer, wan_vae
 
 STEPS = 4
 FRAMES = 5
@@ -19,37 +20,15 @@ def build_folder(folder: Path) -> Path:
     """An untrained WanPipeline with a text encoder and a tokenizer; its clips are noise, but deterministic."""
     from mixcache_models.tiny_wan import networks
 
-    torch.manual_seed(0)
-    transformer = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=8,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=1,
-        cross_attn_norm=True,
-        rope_max_seq_len=32,
-    )
-    vae = diffusers.AutoencoderKLWan(
-        base_dim=3,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[40.0] * 4,
-    )
+    transformer = wan_transformer(text_dim=8, num_layers=1)
     config = UMT5Config(
         vocab_size=32, d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1, pad_token_id=0, eos_token_id=1
     )
     pipeline = diffusers.WanPipeline(
         tokenizer=networks.build_tokenizer(),
         text_encoder=UMT5EncoderModel(config).eval(),
-        vae=vae.eval(),
-        transformer=transformer.eval(),
+        vae=wan_vae(latents_std=40.0).eval(),
+        transformer=transformer,
         scheduler=networks.build_scheduler(),
     )
     pipeline.save_pretrained(str(folder))
