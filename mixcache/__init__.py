@@ -1,6 +1,6 @@
 """mixcache: caching for diffusion-transformer inference, with interchangeable policies, bases and forecasters."""
 
-from mixcache.adapter import BlockList, ModelAdapter, PipelineFolder
+from mixcache.adapter import BlockList, Calibration, Calibrations, ModelAdapter, PipelineFolder
 from mixcache.basis import Basis
 from mixcache.errors import (
     AttachError,
@@ -27,6 +27,8 @@ __all__ = [
     "AttachError",
     "Basis",
     "BlockList",
+    "Calibration",
+    "Calibrations",
     "ConfigurationError",
     "Entry",
     "Forecaster",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +15,43 @@ from mixcache.points import Prediction
 
 
 @frozen(kw_only=True)
+class Calibration:
+    """What a policy has to know about one checkpoint beforehand, as plain numbers.
+
+    policy: its name. values: what it reads, by name. source: where the numbers are from. match: entries of the
+    model's configuration that tell this checkpoint from others of its class; all must agree.
+    """
+
+    policy: str
+    values: Mapping[str, Any]
+    source: str = ""
+    match: Mapping[str, Any] = field(factory=dict)
+
+    def fits(self, model: Any) -> bool:
+        """Whether the configuration of `model` agrees with `match`."""
+        config = getattr(model, "config", {})
+        return all(config.get(name) == value for name, value in self.match.items())
+
+
+Calibrations = Mapping[str, Calibration]
+"""Calibrations of one model by policy name."""
+
+Probe = Callable[[Any, Mapping[str, Any]], Tensor]
+
+
+@frozen(kw_only=True)
 class BlockList:
     """One list of blocks of a model, in the order in which `forward` runs them.
 
     path: the attribute that holds it. streams: the arguments of a block's `forward` that it transforms, the image or
-    video stream first. returns: the same names in the order in which a block returns them.
+    video stream first. returns: the same names in the order in which a block returns them. probe: for the first list,
+    what TeaCache measures there, from the first block and its arguments by name.
     """
 
     path: str
     streams: tuple[str, ...] = ("hidden_states",)
     returns: tuple[str, ...] = ("hidden_states",)
+    probe: Probe | None = None
 
 
 @frozen(kw_only=True)
@@ -38,6 +65,7 @@ class ModelAdapter:
     prediction: what the model returns, or `None` to ask the noise scheduler. blocks: its block lists, none if what runs
     between its blocks forbids spans. injected: arguments of `forward` that, when given, add residuals between blocks
     (ControlNet): a span would skip them, so spans are then refused. unbatched: tensors that no branch has its half of.
+    calibrations: tables of known checkpoints.
     """
 
     model: str
@@ -49,7 +77,13 @@ class ModelAdapter:
     blocks: tuple[BlockList, ...] = ()
     injected: tuple[str, ...] = ()
     unbatched: tuple[str, ...] = ("img_ids", "txt_ids", "image_rotary_emb")
+    calibrations: tuple[Calibration, ...] = ()
     generic: bool = False
+
+    def tables(self, model: Any) -> Calibrations:
+        """The calibrations that fit `model`, by policy name; of several the one that says most about it."""
+        fitting = sorted((c for c in self.calibrations if c.fits(model)), key=lambda c: len(c.match))
+        return {calibration.policy: calibration for calibration in fitting}
 
     def latent(self, model: Any, arguments: dict[str, Any]) -> Tensor:
         """x_t out of a call's bound arguments: the anchor of a STEP point, in the model's own layout."""

@@ -13,13 +13,14 @@ import torch
 from attrs import define, evolve, frozen
 from torch import Tensor
 
-from mixcache.adapter import BlockList, ModelAdapter
+from mixcache.adapter import BlockList, ModelAdapter, Probe
 from mixcache.attach import Forward, arguments_of, unpack
 from mixcache.basis import Streams
 from mixcache.errors import AttachError, ConfigurationError
 from mixcache.points import Granularity, Point
 from mixcache.policy import Policy
-from mixcache.scheduler import CacheScheduler, Visit, drive
+from mixcache.scheduler import Around, CacheScheduler, Visit, drive
+from mixcache.signals import Memory
 from mixcache.store import Deferred, form_of
 
 Produce = Callable[[], Streams]
@@ -74,7 +75,7 @@ def guided(
         return produce
     output, exact = leading
     here = evolve(point, granularity=Granularity.CFG, leads=first)
-    return lambda: drive(scheduler.visit(here, (output,), exact=exact), produce)
+    return lambda: drive(scheduler.visit(here, (output,), Around(exact=exact)), produce)
 
 
 def guided_in_one_batch(
@@ -119,10 +120,11 @@ class Layout:
 
     kinds: tuple[BlockList, ...]
     spans: tuple[tuple[int, int], ...]
-    prefix: bool
+    prefix: bool = False
+    probe: Probe | None = None
 
     @classmethod
-    def of(cls, model: Any, adapter: ModelAdapter, policies: Sequence[Policy], prefix: bool) -> Layout:
+    def of(cls, model: Any, adapter: ModelAdapter, policies: Sequence[Policy], reads: frozenset[Memory]) -> Layout:
         """Cut the blocks wherever a policy asks for it, and where the streams change.
 
         Raises `AttachError` for a model whose blocks nobody described, `ConfigurationError` for a span outside them.
@@ -145,12 +147,19 @@ class Layout:
         seams = {i for i in range(1, len(kinds)) if kinds[i].streams != kinds[i - 1].streams}
         cuts = sorted({cut for span in asked for cut in span} | seams)
         pieces = [(a, b) for a, b in pairwise(cuts) if any(x <= a and b <= y for x, y in asked)]
-        return cls(kinds, tuple(pieces), prefix and any(a > 0 for a, _ in pieces))
+        prefix = bool(reads & {"previous_prefix", "computed_prefix"}) and any(a > 0 for a, _ in pieces)
+        probe = kinds[0].probe if "previous_probe" in reads else None
+        if "previous_probe" in reads and probe is None:
+            raise AttachError(
+                f"no adapter says what to probe on {type(model).__name__}, so 'probe_change' cannot be measured; give "
+                "its first BlockList a `probe`, or use a policy that reads another signal."
+            )
+        return cls(kinds, tuple(pieces), prefix, probe)
 
     def modules(self, model: Any) -> list[tuple[int, Any]]:
         """The blocks that need a hook, by index; the first one too where a signal reads what precedes a span."""
         row = [block for path in dict.fromkeys(kind.path for kind in self.kinds) for block in getattr(model, path)]
-        wanted = {i for a, b in self.spans for i in range(a, b)} | ({0} if self.prefix else set())
+        wanted = {i for a, b in self.spans for i in range(a, b)} | ({0} if self.prefix or self.probe else set())
         return [(i, block) for i, block in enumerate(row) if i in wanted]
 
 
@@ -166,14 +175,18 @@ class Walk:
         self._inside = {i for a, b in layout.spans for i in range(a, b)}
         self._reuses = scheduler.reuses
         self._entered: Tensor | None = None
+        self._probe: Tensor | None = None
         self._visit: Visit | None = None
 
     def block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One block: run, or passed over because its span was rebuilt at the span's first block."""
         kind = self._layout.kinds[index]
-        streams = _read(kind, arguments_of(module, args, kwargs))
+        arguments = arguments_of(module, args, kwargs)
+        streams = _read(kind, arguments)
         if index == 0:
             self._entered = streams[0]
+            if self._layout.probe is not None:
+                self._probe = self._layout.probe(module, arguments).detach()
         if index in self._first:
             reused = self._begin(self._first[index], streams)
             if reused is not None:
@@ -191,10 +204,10 @@ class Walk:
         prefix = None
         if self._layout.prefix and span[0] > 0 and self._entered is not None:
             prefix = (streams[0] - self._entered).detach()
-        exact = self._scheduler.reuses == self._reuses
+        around = Around(prefix=prefix, probe=self._probe, exact=self._scheduler.reuses == self._reuses)
         share = (span[1] - span[0]) / self._point.blocks
         here = evolve(self._point, site=site, span=span, share=share)
-        visit = self._scheduler.visit(here, streams, prefix, exact)
+        visit = self._scheduler.visit(here, streams, around)
         try:
             next(visit)
         except StopIteration as done:

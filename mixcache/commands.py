@@ -88,8 +88,17 @@ POLICY = (
     "'static:every=3 @ basis=noise forecast=linear:abscissa=sigma'. `mixcache plugins` lists them all."
 )
 Model = Annotated[str, typer.Option("--model", metavar="NAME|FOLDER|HUB_ID", help="The diffusers pipeline.")]
-Basis = Annotated[str, typer.Option("--basis", help="What is kept of an output, where --policy does not say.")]
-Forecast = Annotated[str, typer.Option("--forecast", help="How it is carried forward, where --policy does not say.")]
+Basis = Annotated[
+    str, typer.Option("--basis", help="What is kept of an output, where --policy does not say.", show_default=False)
+]
+Forecast = Annotated[
+    str,
+    typer.Option(
+        "--forecast",
+        help="How it is carried forward, where --policy does not say: 'linear', or 'step=linear cfg=hold'.",
+        show_default=False,
+    ),
+]
 Rule = Annotated[str, typer.Option("--rule", help="How several policies agree, where --policy does not say.")]
 Samples = Annotated[str, typer.Option("--samples", help="Which sample of a batch decides: worst or mean.")]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to show.")]

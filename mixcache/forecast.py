@@ -13,7 +13,9 @@ from typing import ClassVar, Literal
 
 import torch
 from attrs import field, frozen
+from torch import Tensor
 
+from mixcache.adapter import Calibrations
 from mixcache.basis import Streams
 from mixcache.errors import ConfigurationError
 from mixcache.points import Point
@@ -24,11 +26,15 @@ Abscissa = Literal["step", "sigma"]
 
 @frozen(kw_only=True)
 class Entry:
-    """One stored visit: z per stream, where it was computed, and whether it was `exact`: not downstream of a reuse."""
+    """One stored visit: z per stream, where it was computed, and whether it was `exact`: not downstream of a reuse.
+
+    prefix: what the blocks before a span had added to the hidden states, where a forecaster reads it.
+    """
 
     z: Streams
     point: Point
     exact: bool = True
+    prefix: Tensor | None = None
 
 
 @frozen
@@ -36,6 +42,7 @@ class Forecaster:
     """Base of the linear forecasters: subclasses give `depth` and `weights`, or override `forecast` itself."""
 
     name: ClassVar[str] = ""
+    reads_prefix: ClassVar[bool] = False
     abscissa: Abscissa = field(default="step", validator=one_of("step", "sigma"), kw_only=True)
 
     @property
@@ -43,12 +50,19 @@ class Forecaster:
         """How many of the last computed visits are kept."""
         return 1
 
+    def calibrated(self, tables: Calibrations) -> Forecaster:
+        """This forecaster with the table of the model that it is enabled on; most need none."""
+        return self
+
     def weights(self, nodes: Sequence[float], target: float) -> list[float]:
         """One weight a node (oldest first; all distinct; 1 to `depth` of them); the weights sum to 1."""
         raise NotImplementedError(f"{type(self).__name__} must define weights(nodes, target)")
 
-    def forecast(self, history: Sequence[Entry], point: Point) -> Streams:
-        """z at `point` from `history` (oldest first, never empty). With a short history the order is lower."""
+    def forecast(self, history: Sequence[Entry], point: Point, prefix: Tensor | None = None) -> Streams:
+        """z at `point` from `history` (oldest first, never empty). With a short history the order is lower.
+
+        prefix: what the blocks before a span add now, if `reads_prefix` says that the forecaster compares with it.
+        """
         target = self.position(point)
         nodes: dict[float, Entry] = {}
         for entry in history:  # a later visit at the same place replaces the earlier one
@@ -72,7 +86,7 @@ class Forecaster:
         return point.sigma
 
 
-def _combine(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _combine(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     """Weighted sum in at least float32, newest last, in the dtype of the newest; never an alias of a stored tensor."""
     newest = tensors[-1]
     total = newest.to(torch.promote_types(newest.dtype, torch.float32)).clone().mul_(weights[-1])

@@ -18,16 +18,16 @@ import torch
 from attrs import fields, frozen
 from numpy.typing import NDArray
 
-from mixcache import plugins
 from mixcache.attach import transformers_of
-from mixcache.basis import Basis
 from mixcache.errors import ConfigurationError, MixcacheError
-from mixcache.forecast import Forecaster
 from mixcache.loading import Model, first_line
+from mixcache.plan import make_plan
 from mixcache.points import Granularity
 from mixcache.report import Report
 from mixcache.session import Session, enable
 from mixcache.trace import Record
+
+_REBUILD = ("rule", "basis", "forecast", "samples")
 
 Frames = NDArray[np.float32]
 """A clip [F, H, W, C] with values in [0, 1]; an image is a clip of one frame."""
@@ -35,12 +35,15 @@ Frames = NDArray[np.float32]
 
 @frozen(kw_only=True)
 class Variant:
-    """One way of caching: policies ("a:x=1 + b:y=2", or "none") with their rule, basis, forecaster and pooling."""
+    """One way of caching: policies ("a:x=1 + b:y=2", or "none") with their rule, basis, forecaster and pooling.
+
+    basis and forecast: one spec for all granularities, or "step=linear cfg=hold"; empty: as published.
+    """
 
     policies: str
     rule: str = "unanimous"
-    basis: str = "residual"
-    forecast: str = "hold"
+    basis: str = ""
+    forecast: str = ""
     samples: str = "worst"
 
     @classmethod
@@ -53,13 +56,17 @@ class Variant:
         given = dict(defaults)
         if at and not rest.strip():
             raise ConfigurationError(f"--policy {text!r}: nothing follows the @; write e.g. '@ basis=noise'.")
+        own: dict[str, str] = {}
         for part in rest.split():
             key, equals, value = part.partition("=")
-            if key not in ("rule", "basis", "forecast", "samples") or not equals or not value:
+            what, dot, granularity = key.partition(".")
+            if what not in _REBUILD or not equals or not value or (dot and what not in ("basis", "forecast")):
                 raise ConfigurationError(
-                    f"--policy {text!r}: after the @ write basis=, forecast=, rule= or samples=, got {part!r}."
+                    f"--policy {text!r}: after the @ write {', '.join(f'{name}=' for name in _REBUILD)} or, for one "
+                    f"granularity, forecast.step=; got {part!r}."
                 )
-            given[key] = value
+            own[what] = f"{own.get(what, '')} {granularity}={value}".strip() if dot else value
+        given |= own
         variant = cls(policies=" ".join(policies.split()), **given)
         variant.check()
         return variant
@@ -69,12 +76,7 @@ class Variant:
         if not self.policies:
             raise ConfigurationError("--policy must name a policy, or be 'none'; see `mixcache plugins`.")
         if self.caches:
-            plugins.build_policies(self.policies)
-        plugins.build("basis", self.basis, Basis)
-        plugins.build("forecaster", self.forecast, Forecaster)
-        plugins.build_rule(self.rule)
-        if self.samples not in ("worst", "mean"):
-            raise ConfigurationError(f"`samples` must be 'worst' or 'mean', got {self.samples!r}.")
+            make_plan(self.policies, rule=self.rule, basis=self.basis, forecast=self.forecast, samples=self.samples)
 
     @property
     def caches(self) -> bool:
@@ -84,9 +86,11 @@ class Variant:
     @property
     def label(self) -> str:
         """A short text that tells variants apart: what differs from the defaults of `mixcache.enable`."""
-        how = fields(type(self))[1:]
-        parts = [f"{a.name}={getattr(self, a.name)}" for a in how if getattr(self, a.name) != a.default]
-        return f"{self.policies} @ {' '.join(parts)}" if parts else self.policies
+        how = [a for a in fields(type(self))[1:] if getattr(self, a.name) != a.default]
+        parts = [(a.name, part) for a in how for part in getattr(self, a.name).split()]
+        several = {g.value for g in Granularity}
+        texts = [f"{name}.{part}" if part.partition("=")[0] in several else f"{name}={part}" for name, part in parts]
+        return f"{self.policies} @ {' '.join(texts)}" if texts else self.policies
 
     def enable(self, pipeline: Any, trace: Path | None = None) -> Session | None:
         """A session on the pipeline, or `None` if nothing is to be cached."""

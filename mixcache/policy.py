@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from attrs import Attribute, define, field, frozen
 
+from mixcache.adapter import Calibrations
 from mixcache.errors import ConfigurationError
 from mixcache.points import Granularity, Outcome, Point, Reading, RunInfo, Vote, parse_granularity
 
@@ -63,13 +64,17 @@ class Policy:
     stand for all). "independent": each branch on its own signals, with its own state.
 
     `exact_history` asks that nothing computed downstream of a reuse (of the same call, at a finer granularity) is ever
-    stored where it decides.
+    stored where it decides. `one_state`: all that it decides about shares one state, across spans and granularities.
+
+    `rebuilt` says how the published algorithm rebuilds what it skips; it holds where the caller of `mixcache.enable`
+    chooses nothing else.
     """
 
     name: ClassVar[str] = ""
     signals: ClassVar[tuple[str, ...]] = ()
     branches: ClassVar[BranchMode] = "joint"
     exact_history: ClassVar[bool] = False
+    one_state: ClassVar[bool] = False
 
     at: Granularity = field(default=Granularity.STEP, converter=parse_granularity)
     first_steps: int = field(default=0, validator=ge(0))
@@ -85,6 +90,22 @@ class Policy:
         """The name in specs such as "easycache:threshold=0.05": `name`, or the class name in lower case."""
         return cls.name or cls.__name__.lower()
 
+    @property
+    def granularities(self) -> frozenset[Granularity]:
+        """Where it decides; `at` alone, unless a policy says otherwise."""
+        return frozenset((self.at,))
+
+    def rebuilt(self, granularity: Granularity) -> tuple[str | None, str | None]:
+        """The basis and the forecaster that the algorithm was published with, as specs; `None`: no wish of its own."""
+        return None, None
+
+    def calibrated(self, tables: Calibrations) -> Policy:
+        """Called when it is enabled: itself with the table of the model, by policy name; most need none.
+
+        Raises `ConfigurationError` where it needs a table and there is none.
+        """
+        return self
+
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """At BLOCK: the spans of the model's `blocks` blocks that it decides about, as (first, one past the last).
 
@@ -94,7 +115,7 @@ class Policy:
 
     def covers(self, point: Point) -> bool:
         """Whether it decides at this point: its granularity, and at BLOCK within one of its spans."""
-        if point.granularity is not self.at:
+        if point.granularity not in self.granularities:
             return False
         if point.span is None:
             return True

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mixcache.adapter import ModelAdapter
 from mixcache.errors import ConfigurationError, RunError
+from mixcache.plan import Plan
 from mixcache.points import NoiseLevel, Prediction, RunInfo
-from mixcache.scheduler import CacheScheduler, Plan
+from mixcache.scheduler import CacheScheduler
 from mixcache.steps import Call, Place, Progress, Schedule, is_set, position
 from mixcache.trace import Record
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import ChainMap
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import get_ident
@@ -14,14 +14,13 @@ from torch import Tensor
 from mixcache import plugins, trace
 from mixcache.adapter import ModelAdapter, adapter_for, check_adapter
 from mixcache.attach import Attachment, Forward, block_hook, repack, root_hook, transformers_of
-from mixcache.basis import Basis, Streams
+from mixcache.basis import Streams
 from mixcache.calls import Layout, ModelCall, Produce, Walk, guided, guided_in_one_batch
-from mixcache.errors import ConfigurationError
-from mixcache.forecast import Forecaster
-from mixcache.points import Granularity, Point, Prediction, parse_granularity
+from mixcache.plan import Plan, make_plan
+from mixcache.points import Granularity, Point, Prediction
 from mixcache.report import Report
 from mixcache.runs import Run, Runs
-from mixcache.scheduler import CacheScheduler, Plan, drive
+from mixcache.scheduler import CacheScheduler, drive
 from mixcache.steps import Call, Place
 from mixcache.trace import Record
 
@@ -33,7 +32,6 @@ class Session:
     """
 
     def __init__(self, target: Any, plan: Plan, adapter: ModelAdapter | None, trace_file: str | Path | None) -> None:
-        self.plan = plan
         self.records: list[Record] = []
         self._pipeline = target if hasattr(target, "components") and hasattr(target, "scheduler") else None
         models = transformers_of(target)
@@ -42,6 +40,8 @@ class Session:
             name: adapter if adapter is not None else adapter_for(model, known.values())
             for name, model in models.items()
         }
+        tables = [self._adapters[name].tables(model) for name, model in models.items()]
+        self.plan = plan = plan.calibrated(ChainMap(*map(dict, tables)))
         self._runs = Runs(plan, self._pipeline, self._adapters, self._keep)
         # line by line: what was recorded survives whatever happens to the process
         self._trace = None if trace_file is None else open(trace_file, "w", 1, encoding="utf-8")  # noqa: SIM115
@@ -93,9 +93,14 @@ class Session:
     def _notes(self) -> tuple[str, ...]:
         """What a user who expected more reuse should know."""
         visited = {record.point.granularity for record in self.records}
-        unvisited = [policy for policy in self.plan.policies if self._runs.count and policy.at not in visited]
+        unvisited = [
+            (policy.policy_name(), granularity)
+            for policy in self.plan.policies
+            for granularity in policy.granularities
+            if self._runs.count and granularity not in visited
+        ]
         why = {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
-        silent = {f"{p.policy_name()!r} decided nothing at {p.at.value!r}{why.get(p.at, '')}" for p in unvisited}
+        silent = {f"{name!r} decided nothing at {g.value!r}{why.get(g, '')}" for name, g in unvisited}
         return tuple(sorted(self.notes | silent))
 
     def save_trace(self, path: str | Path) -> None:
@@ -192,10 +197,9 @@ class Session:
         return forward(*args, **kwargs) if walk is None else walk.block(module, forward, index, args, kwargs)
 
     def _attach_blocks(self, component: str, model: Any) -> None:
-        policies = [policy for policy in self.plan.policies if policy.at is Granularity.BLOCK]
-        reads = self.plan.gauges[Granularity.BLOCK].reads
-        prefix = bool(reads & {"previous_prefix", "computed_prefix"})
-        layout = self._layouts[id(model)] = Layout.of(model, self._adapters[component], policies, prefix)
+        policies = [policy for policy in self.plan.policies if Granularity.BLOCK in policy.granularities]
+        reads = self.plan.reads(Granularity.BLOCK)
+        layout = self._layouts[id(model)] = Layout.of(model, self._adapters[component], policies, reads)
         for index, block in layout.modules(model):
             self._attachments.append(Attachment(block, block_hook(self._block, index)))
 
@@ -211,20 +215,13 @@ class Session:
         )
 
 
-def _per_granularity(what: str, given: Any, build: Callable[[Any], Any], default: str) -> dict[Granularity, Any]:
-    if isinstance(given, Mapping):
-        table = {parse_granularity(key): value for key, value in given.items()}
-        return {g: build(table.get(g, default)) for g in Granularity}
-    return {g: build(default if given is None else given) for g in Granularity}
-
-
 def enable(
     target: Any,
     policies: Any,
     *,
     rule: Any = "unanimous",
-    basis: Any = "residual",
-    forecast: Any = "hold",
+    basis: Any = None,
+    forecast: Any = None,
     samples: str = "worst",
     adapter: ModelAdapter | None = None,
     trace: str | Path | None = None,
@@ -232,24 +229,13 @@ def enable(
     """Cache the transformer(s) of a diffusers pipeline, or one bare transformer.
 
     policies: one policy or spec ("easycache:threshold=0.05"), or several. rule: how their votes become a verdict, by
-    name or a function. basis and forecast: how a skipped output is rebuilt, one for all or a mapping by granularity.
+    name or a function. basis and forecast: how a skipped output is rebuilt, one for all or a mapping by granularity;
+    by default as the policy's algorithm was published, which mostly is "residual" and "hold".
     samples: "worst" lets the fastest-changing sample of a batch decide, "mean" pools them as the published rules do.
     adapter: for a transformer class that no plugin describes. trace: a JSON-lines file to write while running.
 
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be
     attached to; nothing is attached then.
     """
-    if samples not in ("worst", "mean"):
-        raise ConfigurationError(f"`samples` must be 'worst' or 'mean', got {samples!r}.")
-    bases = _per_granularity("basis", basis, lambda spec: plugins.build("basis", spec, Basis), "residual")
-    forecasters = _per_granularity("forecast", forecast, lambda s: plugins.build("forecaster", s, Forecaster), "hold")
-    plan = Plan(
-        policies=plugins.build_policies(policies),
-        rule=plugins.build_rule(rule),
-        bases=bases,
-        forecasters=forecasters,
-        signals=plugins.all_signals(),
-        samples=samples,  # type: ignore[arg-type]
-        plugins=plugins.manager().list_name_plugin(),
-    )
+    plan = make_plan(policies, rule=rule, basis=basis, forecast=forecast, samples=samples)
     return Session(target, plan, None if adapter is None else check_adapter(adapter), trace)

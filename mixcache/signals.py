@@ -17,7 +17,14 @@ from torch import Tensor
 from mixcache.errors import ConfigurationError, UnknownNameError
 
 Samples = Literal["worst", "mean"]
-Memory = Literal["previous_anchor", "computed_anchor", "computed_output", "previous_prefix", "computed_prefix"]
+Memory = Literal[
+    "previous_anchor",
+    "previous_prefix",
+    "previous_probe",
+    "computed_anchor",
+    "computed_output",
+    "computed_prefix",
+]
 Measure = Callable[["Tensors"], "Tensor | None"]
 
 
@@ -26,6 +33,7 @@ class Tensors:
     """What a signal may look at. `previous_*`: the previous visit of this point; `computed_*`: the last computed one.
 
     `prefix`, at a span that does not begin at the first block: what the blocks before it added to the hidden states.
+    `probe`, at any span: the tensor that the model's adapter names, such as the modulated input of the first block.
 
     Tensors that nothing asked for, or that do not exist yet, are `None`. `values` holds the signals already measured
     here, per sample and still on the device: those after the last compute, and those this signal requires.
@@ -39,6 +47,8 @@ class Tensors:
     prefix: Tensor | None = None
     previous_prefix: Tensor | None = None
     computed_prefix: Tensor | None = None
+    probe: Tensor | None = None
+    previous_probe: Tensor | None = None
     values: Mapping[str, Tensor] = {}
     samples: Samples = "worst"
 
@@ -76,10 +86,6 @@ def _delta(t: Tensors, reference: Tensor | None) -> Tensor | None:
     return None if reference is None else t.norm(t.anchor - reference)
 
 
-def _change(t: Tensors, reference: Tensor | None) -> Tensor | None:
-    return None if reference is None else t.norm(t.anchor - reference) / t.norm(reference)
-
-
 def _output_norm(t: Tensors) -> Tensor | None:
     return None if t.output is None else t.norm(t.output)
 
@@ -101,8 +107,8 @@ def _increment_change(t: Tensors) -> Tensor | None:
     return t.norm((t.output - t.anchor) - before) / t.norm(before)
 
 
-def _prefix_change(t: Tensors, reference: Tensor | None) -> Tensor | None:
-    return None if reference is None or t.prefix is None else t.norm(t.prefix - reference) / t.norm(reference)
+def _relative(t: Tensors, now: Tensor | None, reference: Tensor | None) -> Tensor | None:
+    return None if reference is None or now is None else t.norm(now - reference) / t.norm(reference)
 
 
 def _predicted_change(t: Tensors) -> Tensor | None:
@@ -122,28 +128,44 @@ def _signal(
 SIGNALS: tuple[Signal, ...] = (
     _signal("anchor_delta", lambda t: _delta(t, t.previous_anchor), "mean|a - a_prev|", "previous_anchor"),
     _signal(
-        "anchor_change", lambda t: _change(t, t.previous_anchor), "mean|a - a_prev| / mean|a_prev|", "previous_anchor"
+        "anchor_change",
+        lambda t: _relative(t, t.anchor, t.previous_anchor),
+        "mean|a - a_prev| / mean|a_prev|",
+        "previous_anchor",
     ),
     _signal(
         "anchor_delta_since_compute", lambda t: _delta(t, t.computed_anchor), "mean|a - a_last|", "computed_anchor"
     ),
     _signal(
         "anchor_change_since_compute",
-        lambda t: _change(t, t.computed_anchor),
+        lambda t: _relative(t, t.anchor, t.computed_anchor),
         "mean|a - a_last| / mean|a_last|",
         "computed_anchor",
     ),
     _signal(
         "prefix_change",
-        lambda t: _prefix_change(t, t.previous_prefix),
+        lambda t: _relative(t, t.prefix, t.previous_prefix),
         "relative L1 change of what the blocks before the span added, against the previous visit",
         "previous_prefix",
     ),
     _signal(
         "prefix_change_since_compute",
-        lambda t: _prefix_change(t, t.computed_prefix),
+        lambda t: _relative(t, t.prefix, t.computed_prefix),
         "the same against the last computed visit: First-Block-Cache's and DBCache's test",
         "computed_prefix",
+    ),
+    _signal(
+        "probe_change",
+        lambda t: _relative(t, t.probe, t.previous_probe),
+        "relative L1 change of the model's probe tensor against the previous visit: TeaCache's signal",
+        "previous_probe",
+    ),
+    _signal(
+        "output_change",
+        lambda t: _relative(t, t.output, t.computed_output),
+        "mean|o - o_last| / mean|o_last|: BWCache's test",
+        "computed_output",
+        when="after",
     ),
     _signal(
         "predicted_change",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from attrs import define, field
@@ -12,6 +12,7 @@ from torch import Tensor
 from mixcache.basis import Streams
 from mixcache.forecast import Entry
 from mixcache.points import Granularity, Point
+from mixcache.signals import Memory
 
 Key = tuple[Granularity, str, str]
 Form = tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
@@ -20,27 +21,35 @@ Form = tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
 
 @define
 class Slot:
-    """The memory of one point (granularity, site, branch): its history, and the tensors that signals compare with."""
+    """The memory of one point (granularity, site, branch): its history, and the tensors that signals compare with.
+
+    memory: those tensors by name, such as "previous_anchor". after: signals measured after the last compute.
+    """
 
     history: deque[Entry]
     form: Form | None = None
-    previous_anchor: Tensor | None = None
-    computed_anchor: Tensor | None = None
-    computed_output: Tensor | None = None
-    previous_prefix: Tensor | None = None
-    computed_prefix: Tensor | None = None
+    memory: dict[Memory, Tensor] = field(factory=dict)
     after: dict[str, Tensor] = field(factory=dict)
     last_computed: int | None = None
+    counted: dict[int, int] = field(factory=dict)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the slot holds."""
         for entry in self.history:
             yield from entry.z
-        yield from (tensor for tensor in (*self._remembered(), *self.after.values()) if tensor is not None)
+            if entry.prefix is not None:
+                yield entry.prefix
+        yield from self.memory.values()
+        yield from self.after.values()
 
-    def _remembered(self) -> tuple[Tensor | None, ...]:
-        anchors = (self.previous_anchor, self.computed_anchor, self.computed_output)
-        return (*anchors, self.previous_prefix, self.computed_prefix)
+    def remember(self, names: Iterable[Memory], tensors: Mapping[Memory, Tensor | None]) -> None:
+        """Keep those of `tensors` that `names` asks for; what is not there now is forgotten."""
+        for name in names:
+            if name in tensors:
+                self.memory.pop(name, None)
+                value = tensors[name]
+                if value is not None:
+                    self.memory[name] = value
 
     def admit(self, form: Form) -> str | None:
         """Take an anchor of this form; if it is not that of the history, drop all and say what changed."""
@@ -49,8 +58,7 @@ class Slot:
             return None
         self.history.clear()
         self.after.clear()
-        self.previous_anchor = self.computed_anchor = self.computed_output = None
-        self.previous_prefix = self.computed_prefix = None
+        self.memory.clear()
         return f"shape changed from {_shapes(before)} to {_shapes(form)}"
 
 
@@ -60,6 +68,8 @@ class Store:
     def __init__(self, depths: dict[Granularity, int]) -> None:
         self._depths = depths
         self._slots: dict[Key, Slot] = {}
+        self._holders: Counter[int] = Counter()
+        self._held = 0
         self.peak_bytes = 0
 
     def slot(self, point: Point) -> Slot:
@@ -74,9 +84,19 @@ class Store:
         storages = [t.untyped_storage() for slot in self._slots.values() for t in slot.tensors()]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def note_peak(self) -> None:
-        """Remember the largest size so far."""
-        self.peak_bytes = max(self.peak_bytes, self.nbytes())
+    def count(self, slot: Slot) -> None:
+        """A slot has changed: note the largest size of the whole store so far."""
+        now = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in slot.tensors())}
+        for place, size in slot.counted.items():
+            self._holders[place] -= 1
+            if not self._holders[place]:
+                del self._holders[place]
+                self._held -= size
+        for place, size in now.items():
+            self._holders[place] += 1
+            self._held += size * (self._holders[place] == 1)
+        slot.counted = now
+        self.peak_bytes = max(self.peak_bytes, self._held)
 
     def clear(self) -> None:
         """Drop every tensor."""

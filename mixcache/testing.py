@@ -24,9 +24,10 @@ from mixcache import plugins, trace
 from mixcache.basis import Residual
 from mixcache.errors import ConfigurationError
 from mixcache.forecast import Hold
+from mixcache.plan import Plan
 from mixcache.points import Granularity, NoiseLevel, Point, Reading, RunInfo, Vote
 from mixcache.policy import Policy
-from mixcache.scheduler import CacheScheduler, Plan, drive
+from mixcache.scheduler import CacheScheduler, drive
 from mixcache.signals import Signal, Tensors, resolve
 from mixcache.trace import Record
 from mixcache.voting import RULES, Rule, unanimous

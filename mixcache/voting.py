@@ -12,7 +12,7 @@ from typing import Any
 
 from mixcache.errors import PluginError
 from mixcache.hookspecs import hookimpl
-from mixcache.points import Outcome, Point, Reading, RunInfo, Verdict, Vote
+from mixcache.points import Granularity, Outcome, Point, Reading, RunInfo, Verdict, Vote
 from mixcache.policy import Policy
 
 Rule = Callable[[Sequence[Vote]], bool]
@@ -82,27 +82,30 @@ def _reasons(votes: Sequence[Vote]) -> str:
     return "; ".join(sorted({f"{vote.policy}: {vote.reason}" if vote.reason else vote.policy for vote in votes}))
 
 
+_Key = tuple[Granularity, str, str] | None
+
+
 class Voter:
     """One policy in one run, as a plugin: its states, its windows, and who leads the branches of a step."""
 
     def __init__(self, policy: Policy, label: str) -> None:
         self.policy = policy
         self.label = label
-        self._states: dict[tuple[str, str], Any] = {}
-        self._run_lengths: dict[tuple[str, str], int] = {}
-        self._led: dict[str, tuple[int, bool]] = {}
-        self._vetoed: dict[str, int] = {}
+        self._states: dict[_Key, Any] = {}
+        self._run_lengths: dict[_Key, int] = {}
+        self._led: dict[_Key, tuple[int, bool]] = {}
+        self._vetoed: dict[_Key, int] = {}
 
     @property
     def follows(self) -> bool:
         """Whether branches after the first of a step follow it."""
         return self.policy.branches != "independent"
 
-    def _key(self, point: Point) -> tuple[str, str]:
-        return point.site, "" if self.follows else point.branch
+    def _key(self, point: Point) -> _Key:
+        return point.granularity, point.site, "" if self.follows else point.branch
 
     def _state(self, point: Point) -> Any:
-        key = self._key(point)
+        key = None if self.policy.one_state else self._key(point)
         if key not in self._states:
             self._states[key] = self.policy.State()
         return self._states[key]
@@ -115,25 +118,26 @@ class Voter:
     def mixcache_vote(self, point: Point, reading: Reading) -> Vote | None:
         if not self.policy.covers(point):
             return None
-        step, reused = self._led.get(point.site, (-1, False))
+        key = self._key(point)
+        step, reused = self._led.get(key, (-1, False))
         if self.follows and not point.leads and step == point.step:
-            reason, veto = "follows this step's first branch", self._vetoed.get(point.site) == step
+            reason, veto = "follows this step's first branch", self._vetoed.get(key) == step
             return (Vote.reuse(reason) if reused else Vote.compute(reason, veto=veto)).signed(self.label)
-        vote = self.policy.guard(point, reading, self._run_lengths.get(self._key(point), 0))
+        vote = self.policy.guard(point, reading, self._run_lengths.get(key, 0))
         if vote is None:
             vote = self.policy.vote(point, reading, self._state(point))
         if not isinstance(vote, Vote):
             raise PluginError(f"policy {self.label!r} must return a Vote from vote(), got {vote!r}.")
         if vote.veto:  # nor may another policy reuse the branches that follow
-            self._vetoed[point.site] = point.step
+            self._vetoed[key] = point.step
         return vote.signed(self.label)
 
     @hookimpl
     def mixcache_observe(self, point: Point, outcome: Outcome) -> None:
         if not self.policy.covers(point) or (self.follows and not point.leads):
             return
-        self._led[point.site] = (point.step, outcome.reused)
         key = self._key(point)
+        self._led[key] = (point.step, outcome.reused)
         self._run_lengths[key] = self._run_lengths.get(key, 0) + 1 if outcome.reused else 0
         self.policy.observe(point, outcome, self._state(point))
 

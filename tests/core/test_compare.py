@@ -323,7 +323,7 @@ def test_only_the_first_clips_are_kept(comparison: Comparison, measured: tuple[P
 
 @pytest.mark.parametrize(
     ("specs", "says"),
-    [([], "at least one"), (["none"], "compared with"), (["static", "static @ basis=residual"], "given twice")],
+    [([], "at least one"), (["none"], "compared with"), (["static", " static "], "given twice")],
 )
 def test_variants_that_cannot_be_compared(specs: list[str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):

@@ -53,6 +53,7 @@ def unrolled(anchors: list[torch.Tensor], outputs: list[torch.Tensor], mask: str
         if len(computed) > 1:
             b, c = computed[-2:]
             row["output_delta"] = mean(outputs[c] - outputs[b])
+            row["output_change"] = row["output_delta"] / mean(outputs[b])
             row["anchor_span"] = mean(anchors[c] - anchors[b])
             row["rate"] = row["output_delta"] / row["anchor_span"]
             before = outputs[b] - anchors[b]

@@ -22,8 +22,8 @@ PACKAGES = {
     "mixcache_models": ROOT / "models" / "mixcache_models",
 }
 LAYERS = [
-    *["errors", "points", "policy", "adapter", "basis", "forecast", "signals", "hookspecs", "voting", "store"],
-    *["plugins", "trace", "report", "scheduler", "steps", "attach", "calls", "runs", "session"],
+    *["errors", "points", "adapter", "policy", "basis", "forecast", "signals", "hookspecs", "voting", "store"],
+    *["plugins", "plan", "trace", "report", "scheduler", "steps", "attach", "calls", "runs", "session"],
 ]
 """The core, from the bottom: a module imports only what stands before it. What is not listed stands above."""
 

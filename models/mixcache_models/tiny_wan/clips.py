@@ -32,7 +32,7 @@ SHAPES: Final = ("circle", "square", "triangle", "cross")
 DIRECTIONS: Final[dict[str, tuple[int, int]]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 # Word -> range of values. The ranges do not touch, so that a word decides what is seen.
-SIZES: Final[dict[str, tuple[float, float]]] = {"small": (6.5, 7.5), "": (8.5, 9.5), "large": (11.0, 12.0)}
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (8.0, 9.0), "": (10.0, 11.0), "large": (12.5, 13.5)}
 SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (14.0, 17.0), "": (20.0, 24.0), "quickly": (28.0, 32.0)}
 BACKGROUNDS: Final[dict[str, tuple[float, float]]] = {
     "dark": (20.0, 45.0),

@@ -16,7 +16,7 @@ import torch
 from mixcache_models.tiny_wan import loop
 from mixcache_models.tiny_wan.export import export_pipeline
 from mixcache_models.tiny_wan.networks import FLOW_SHIFT, build_vae
-from mixcache_models.tiny_wan.train_vae import channels_last, keep_vae, reconstruction_psnr, train_vae
+from mixcache_models.tiny_wan.train_vae import channels_last, reconstruction_psnr, train_vae
 from mixcache_models.tiny_wan.train_wan import encode_clips, latent_statistics, train_wan
 
 STAGES: Final = ("vae", "wan", "export")
@@ -27,7 +27,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the tiny Wan pipeline on drawn clips.")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished pipeline")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="run one stage only")
-    parser.add_argument("--start-from", type=Path, help="a finished pipeline: keep its autoencoder, train the rest on")
+    parser.add_argument("--start-from", type=Path, help="a finished pipeline whose weights to go on from")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, clips and noise")
     parser.add_argument("--vae-iterations", type=int, default=1250, help="length of the autoencoder's training")
     parser.add_argument("--iterations", type=int, default=4500, help="length of the transformer's training")
@@ -46,8 +46,7 @@ def main() -> None:
     loop.use_bfloat16(options.bfloat16)
     stages = STAGES if options.stage == "all" else (options.stage,)
     if "vae" in stages:
-        start = options.start_from
-        vae = keep_vae(start, options.out) if start else train_vae(options.out, options.seed, options.vae_iterations)
+        vae = train_vae(options.out, options.seed, options.vae_iterations, options.start_from)
         print(f"autoencoder: {reconstruction_psnr(vae, options.seed):.2f} dB on held-out clips", flush=True)
     if "wan" in stages:
         vae = build_vae()

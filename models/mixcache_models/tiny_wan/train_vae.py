@@ -19,6 +19,7 @@ from mixcache_models.tiny_wan.networks import build_vae
 
 STAGE: Final = 0
 PEAK_RATE: Final = 4e-3
+LATER_RATE: Final = 8e-4  # peak of a training that goes on from finished weights
 KL_WEIGHT: Final = 1e-3
 SQUARE_WEIGHT: Final = 2.0
 EDGE_WEIGHT: Final = 0.5
@@ -118,11 +119,18 @@ def phase(iteration: int, iterations: int) -> tuple[int, int]:
     return PHASES[-1][1:]
 
 
-def train_vae(folder: Path, seed: int, iterations: int) -> AutoencoderKLWan:
-    """Train the autoencoder for ``iterations``, or what of them is left, and keep it in ``folder``/vae.pt."""
+def train_vae(folder: Path, seed: int, iterations: int, start_from: Path | None = None) -> AutoencoderKLWan:
+    """Train the autoencoder for ``iterations``, or what of them is left, and keep it in ``folder``/vae.pt.
+
+    start_from: a finished pipeline whose autoencoder is the first weights; it goes on with whole clips alone.
+    """
     torch.manual_seed(seed)
     vae = build_vae()
-    start_as_pictures(vae)
+    if start_from is None:
+        start_as_pictures(vae)
+    else:
+        finished = AutoencoderKLWan.from_pretrained(start_from, subfolder="vae", torch_dtype=torch.float32)
+        vae.load_state_dict(finished.state_dict())
     channels_last(vae)
     optimizers = build_optimizers([p for p in vae.parameters() if p.ndim >= 4], vae.parameters())
     path, first = folder / "vae.pt", 0
@@ -133,14 +141,15 @@ def train_vae(folder: Path, seed: int, iterations: int) -> AutoencoderKLWan:
             optimizer.load_state_dict(saved)
         first = int(state["iteration"])
     combinations, log = clips.training_combinations(), loop.LossLog()
+    peak = PEAK_RATE if start_from is None else LATER_RATE
     with loop.progress_bar("autoencoder", iterations, first) as bar:
         for iteration in range(first, iterations):
             rng = loop.batch_rng(seed, STAGE, iteration)
-            frames, size = phase(iteration, iterations)
+            frames, size = PHASES[-1][1:] if start_from is not None else phase(iteration, iterations)
             clip_BCTHW = draw_batch(rng, combinations, size, frames)
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
             loss, parts = vae_loss(vae, clip_BCTHW, generator)
-            take_step(vae, optimizers, loss, loop.learning_rate(iteration, iterations, PEAK_RATE))
+            take_step(vae, optimizers, loss, loop.learning_rate(iteration, iterations, peak))
             log.add(**parts)
             bar.advance()
             if (iteration + 1) % loop.LOG_EVERY == 0:
@@ -148,13 +157,6 @@ def train_vae(folder: Path, seed: int, iterations: int) -> AutoencoderKLWan:
             if (iteration + 1) % loop.SAVE_EVERY == 0 or iteration + 1 == iterations:
                 states = [optimizer.state_dict() for optimizer in optimizers]
                 loop.save_checkpoint(path, {"vae": vae.state_dict(), "optimizers": states, "iteration": iteration + 1})
-    return vae.eval()
-
-
-def keep_vae(pipeline: Path, folder: Path) -> AutoencoderKLWan:
-    """Take the autoencoder of a finished ``pipeline`` as the result of this stage, in ``folder``/vae.pt."""
-    vae = AutoencoderKLWan.from_pretrained(pipeline, subfolder="vae", torch_dtype=torch.float32)
-    loop.save_checkpoint(folder / "vae.pt", {"vae": vae.state_dict()})
     return vae.eval()
 
 

@@ -33,8 +33,8 @@ EMPTY_CAPTIONS: Final = 0.12  # part of the captions that training blanks, for g
 PEAK_RATE: Final = 3e-3
 ADAMW_SHARE: Final = 0.5  # AdamW's part of the rate, for all but the blocks' matrices
 EMA_DECAY: Final = 0.997
-SIGMA_SHIFT: Final = 3.0  # moves the sampled noise levels up: at 8x8 latent pixels, little noise hides little
-SIGMA_SPREAD: Final = 1.3
+SIGMA_SHIFT: Final = 6.0  # moves the sampled noise levels up: what the words decide is decided above 0.95
+SIGMA_SPREAD: Final = 1.7
 TEXT_GAIN: Final = 1.6  # first gain of cross-attention's queries and keys, so that words stand out among the zeros
 
 
