@@ -2,6 +2,7 @@
 
 from mixcache.adapter import BlockList, Calibration, Calibrations, ModelAdapter, PipelineFolder
 from mixcache.basis import Basis
+from mixcache.calibration import load_calibration, resample, save_calibration
 from mixcache.errors import (
     AttachError,
     ConfigurationError,
@@ -19,6 +20,7 @@ from mixcache.policy import Policy, ge, gt, none_or_ge, one_of
 from mixcache.report import Report
 from mixcache.runs import Run
 from mixcache.session import Session, enable
+from mixcache.settings import read_settings
 from mixcache.signals import Signal, Tensors
 
 __version__ = "0.1.0"
@@ -57,9 +59,13 @@ __all__ = [
     "ge",
     "gt",
     "hookimpl",
+    "load_calibration",
     "none_or_ge",
     "one_of",
     "parse_granularity",
+    "read_settings",
     "register",
+    "resample",
+    "save_calibration",
     "unregister",
 ]

@@ -19,7 +19,7 @@ from mixcache.basis import Streams
 from mixcache.errors import AttachError, ConfigurationError
 from mixcache.points import Granularity, Point
 from mixcache.policy import Policy
-from mixcache.scheduler import Around, CacheScheduler, Visit, drive
+from mixcache.scheduler import Around, CacheScheduler, Visit, drive, drive_end
 from mixcache.signals import Memory
 from mixcache.store import Deferred, form_of
 
@@ -97,6 +97,7 @@ def guided_in_one_batch(
 
     def run() -> Streams:
         outputs: dict[str, Tensor] = {}
+        reuses = scheduler.reuses
         anchor = Deferred(form_of((latent[part["cond"]],)), conditional)
         for i, name in enumerate(n for n in order if n != "cond"):
             here = evolve(point, granularity=Granularity.CFG, branch=name, leads=i == 0, share=1 / len(order))
@@ -106,7 +107,7 @@ def guided_in_one_batch(
                 return (whole[0][part[name]],)
 
             (outputs[name],) = drive(scheduler.visit(here, anchor), compute)
-        if call.output is not None:
+        if call.output is not None and scheduler.reuses == reuses:
             return (call.output,)
         outputs["cond"] = anchor.get()[0]
         return (torch.cat([outputs[name] for name in order]),)
@@ -196,7 +197,9 @@ class Walk:
         result = forward(*args, **kwargs)
         if index in self._last and self._visit is not None:
             visit, self._visit = self._visit, None
-            drive_end(visit, _read_result(kind, result))
+            computed = _read_result(kind, result)
+            output = drive_end(visit, computed)
+            return result if output is computed else _pack(kind, output)
         return result
 
     def _begin(self, span: tuple[int, int], streams: Streams) -> Streams | None:
@@ -215,14 +218,6 @@ class Walk:
             return done.value  # type: ignore[no-any-return]
         self._visit = visit
         return None
-
-
-def drive_end(visit: Visit, output: Streams) -> None:
-    """Send a visit what was computed; that ends it."""
-    try:
-        visit.send(output)
-    except StopIteration:
-        return
 
 
 def _read(kind: BlockList, arguments: Mapping[str, Any]) -> Streams:

@@ -1,4 +1,4 @@
-"""The command line: `mixcache demo`, `generate`, `compare` and `plugins`."""
+"""The command line: `mixcache demo`, `generate`, `compare`, `calibrate` and `plugins`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from attrs import evolve
 from rich.markup import escape
 
 import mixcache
 from mixcache import commands as has
-from mixcache.errors import ConfigurationError
+from mixcache.calibration import save_calibration
 from mixcache.generation import Variant
 from mixcache.generation import generate as generate_one
 from mixcache.loading import load, read_prompts
@@ -24,10 +25,6 @@ DEMO_POLICIES = (
 
 DEMO_PROMPTS = ("a red circle moving left", "a blue square moving up")
 """What `mixcache demo` asks of a model that comes with no prompts of its own."""
-
-COMPARE_PROMPTS = 8
-"""How many of a model's held-out prompts `mixcache compare` takes, if not told."""
-
 
 app = typer.Typer(
     cls=has.Commands,
@@ -195,19 +192,59 @@ def compare(
     writable(out)
     with console.loading(model):
         loaded = load(model, device, dtype)
-    if listed is None:
-        if not loaded.held_out:
-            raise ConfigurationError(f"model {model!r} comes with no prompts; give --prompts FILE, one prompt a line.")
-        listed = loaded.held_out[: limit or COMPARE_PROMPTS]
+    listed = has.prompts_of(loaded, listed, loaded.held_out, limit)
     comparison = Comparison(
         model=loaded,
         arguments=loaded.arguments(**has.call_options(ctx)),
-        prompts=listed[:limit],
+        prompts=listed,
         seeds=tuple(range(seeds)),
         variants=variants,
         repeats=repeats,
     )
     _run(has.as_typed(ctx), comparison, out, restart)
+
+
+@app.command()
+@has.guarded
+def calibrate(
+    ctx: typer.Context,
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="Whose table: magcache or teacache.")],
+    out: Annotated[Path, typer.Option("--out", help="The .json file to write.")],
+    prompts: has.TuningPrompts = None,
+    limit: has.Limit = None,
+    seeds: has.Seeds = 1,
+    model: has.Model = "tiny_wan",
+    negative_prompt: has.Negative = None,
+    steps: has.Steps = None,
+    guidance: has.Guidance = None,
+    frames: has.Frames = None,
+    height: has.Height = None,
+    width: has.Width = None,
+    device: has.Device = "auto",
+    dtype: has.Dtype = None,
+) -> None:
+    """Measure the table that a policy needs of a model. Everything is computed; the table is written at the end.
+
+    - `mixcache calibrate magcache --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --out magcache.json`
+
+    - Then: `mixcache generate --policy magcache:table=magcache.json ...`
+    """
+    from mixcache import console
+    from mixcache.calibrate import Job, check_table, method_of
+    from mixcache.calibrate import calibrate as measure
+
+    method_of(policy)
+    check_table(out)
+    listed = None if prompts is None else read_prompts(prompts)
+    with console.loading(model):
+        loaded = load(model, device, dtype)
+    listed = has.prompts_of(loaded, listed, loaded.tuning, limit)
+    arguments = loaded.arguments(**has.call_options(ctx))
+    job = Job(policy=policy, model=loaded, arguments=arguments, prompts=listed, seeds=tuple(range(seeds)))
+    with console.progress_bar() as bar:
+        table, summary = measure(job, evolve(bar.watch, call=bar.observed))
+    save_calibration(out, table)
+    print(f"{summary}\nwrote {out}: use it with --policy {policy}:table={out}")
 
 
 @app.command()

@@ -14,8 +14,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mixcache.errors import MixcacheError
+from mixcache.errors import ConfigurationError, MixcacheError
 from mixcache.loading import FLAGS
+from mixcache.loading import Model as Loaded
+
+PROMPTS = 8
+"""How many of a model's own prompts are taken, if not told."""
 
 
 class Commands(TyperGroup):
@@ -78,6 +82,20 @@ def call_options(ctx: typer.Context) -> dict[str, Any]:
     return {name: ctx.params.get(flag.strip("-").replace("-", "_")) for name, flag in FLAGS.items()}
 
 
+def prompts_of(
+    model: Loaded, given: tuple[str, ...] | None, own: tuple[str, ...], limit: int | None
+) -> tuple[str, ...]:
+    """The prompts of a file, or the model's `own`; the first `limit` of them.
+
+    Raises `ConfigurationError` where there are neither.
+    """
+    if given is not None:
+        return given[:limit]
+    if not own:
+        raise ConfigurationError(f"model {model.name!r} comes with no prompts; give --prompts FILE, one prompt a line.")
+    return own[: limit or PROMPTS]
+
+
 def rebuild_options(ctx: typer.Context) -> dict[str, str]:
     """What --policy falls back on where it says nothing after its @."""
     return {name: ctx.params[name] for name in ("basis", "forecast", "rule", "samples")}
@@ -115,6 +133,9 @@ Dtype = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="A file, one prompt a line.  [default: the model's held-out ones]")
+]
+TuningPrompts = Annotated[
+    Path | None, typer.Option("--prompts", help="A file, one prompt a line.  [default: the model's tuning ones]")
 ]
 Limit = Annotated[
     int | None,

@@ -62,12 +62,20 @@ class Bar:
 
     def case(self, case: Case) -> None:
         """A case is finished: shown beside the bar, or as a line where there is no terminal."""
-        text = f"{case.variant}: {case.speedup:.2f}x"
+        self.tell(f"{case.variant}: {case.speedup:.2f}x")
+
+    def tell(self, text: str) -> None:
+        """Say something about the calls so far, beside the bar or as a line with the time left."""
         if self._progress.console.is_terminal:
             self._progress.update(self._task, description=text)
         else:
             left = (time.monotonic() - self._begin) / self._made * (self._calls - self._made)
             print(f"{self._made}/{self._calls} runs; {text}; {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def observed(self) -> None:
+        """A call is over, and there is nothing to say but how far it is."""
+        self.call()
+        self.tell("observed")
 
     @property
     def watch(self) -> Watch:

@@ -1,8 +1,8 @@
 """Forecasters: the history of a skip point -> what its z would be now.
 
 All forecasters here are linear: they weigh the stored z with numbers that depend on when each was computed, never on
-their values. The weights are those of polynomial interpolation through the stored points (Newton's form and
-Lagrange's are the same polynomial), so a forecaster of order n is exact on polynomials up to degree n at any spacing.
+their values. Linear and Taylor interpolate (Newton's form and Lagrange's are the same polynomial): order n is exact on
+polynomials up to degree n at any spacing. Adams and Hermite give that up for smaller weights; each says what is left.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from mixcache.adapter import Calibrations
 from mixcache.basis import Streams
 from mixcache.errors import ConfigurationError
 from mixcache.points import Point
-from mixcache.policy import ge, one_of
+from mixcache.policy import ge, gt, one_of
 
 Abscissa = Literal["step", "sigma"]
 
@@ -35,6 +35,11 @@ class Entry:
     point: Point
     exact: bool = True
     prefix: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Entry:
+        """The entry with its tensors on `device`."""
+        prefix = None if self.prefix is None else self.prefix.to(device)
+        return evolve(self, z=tuple(z.to(device) for z in self.z), prefix=prefix)
 
 
 @frozen
@@ -63,16 +68,18 @@ class Forecaster:
 
         prefix: what the blocks before a span add now, if `reads_prefix` says that the forecaster compares with it.
         """
-        target = self.position(point)
+        nodes = self.nodes(history)
+        weights = self.weights(list(nodes), self.position(point))
+        return tuple(combine(weights, streams) for streams in zip(*(entry.z for entry in nodes.values())))
+
+    def nodes(self, history: Sequence[Entry]) -> dict[float, Entry]:
+        """The last `depth` entries by place, oldest first; of two at one place the later."""
         nodes: dict[float, Entry] = {}
-        for entry in history:  # a later visit at the same place replaces the earlier one
+        for entry in history:
             where = self.position(entry.point)
             nodes.pop(where, None)
             nodes[where] = entry
-        places = list(nodes)[-self.depth :]
-        weights = self.weights(places, target)
-        entries = [nodes[place] for place in places]
-        return tuple(_combine(weights, [e.z[i] for e in entries]) for i in range(len(entries[-1].z)))
+        return dict(list(nodes.items())[-self.depth :])
 
     def position(self, point: Point) -> float:
         """Where the point lies on the abscissa: its step index or its sigma."""
@@ -86,7 +93,7 @@ class Forecaster:
         return point.sigma
 
 
-def _combine(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+def combine(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     """Weighted sum in at least float32, newest last, in the dtype of the newest; never an alias of a stored tensor."""
     newest = tensors[-1]
     total = newest.to(torch.promote_types(newest.dtype, torch.float32)).clone().mul_(weights[-1])
@@ -100,6 +107,19 @@ def lagrange(nodes: Sequence[float], target: float) -> list[float]:
     """Weights of the polynomial through `nodes`, evaluated at `target`."""
     return [
         math.prod((target - other) / (node - other) for j, other in enumerate(nodes) if j != i)
+        for i, node in enumerate(nodes)
+    ]
+
+
+def slope(nodes: Sequence[float], place: float) -> list[float]:
+    """Weights of the first derivative, at `place`, of the polynomial through `nodes`."""
+    return [
+        sum(
+            math.prod((place - nodes[k]) / (node - nodes[k]) for k in range(len(nodes)) if k not in (i, j))
+            / (node - other)
+            for j, other in enumerate(nodes)
+            if j != i
+        )
         for i, node in enumerate(nodes)
     ]
 
@@ -147,4 +167,77 @@ class Taylor(Forecaster):
         return lagrange(nodes, target)
 
 
-FORECASTERS: tuple[type[Forecaster], ...] = (Hold, Linear, Taylor)
+@frozen
+class Adams(Forecaster):
+    """Adams-Bashforth of 1 to 4 steps: the slopes at the stored places, extrapolated and integrated up to now.
+
+    z(t) = z_c + integral from c to t of the polynomial through the slopes at the last `order` places (c is the last).
+    A slope is that of the parabola through a place and its neighbours (at c: through the last three). No slopes of z
+    are known, so unlike the integrator it cannot be exact up to `order`: order 1 is the straight line, and order 2 the
+    parabola of `taylor:order=2`; orders 3 and 4 are exact up to degree 2 as well, at any spacing, and take less of the
+    higher differences than a polynomial through all places does (one equal step ahead 5/24 of the third at order 3,
+    where Taylor takes it whole), so they amplify noise less. Depth: order + 1 visits.
+
+    AB-Cache (arXiv 2504.10540) arrives from the same method at the polynomial through equally spaced outputs, which is
+    `taylor` in the basis `output`.
+    """
+
+    name: ClassVar[str] = "adams"
+    order: int = field(default=2, validator=one_of(1, 2, 3, 4))
+
+    @property
+    def depth(self) -> int:
+        return int(self.order) + 1
+
+    def weights(self, nodes: Sequence[float], target: float) -> list[float]:
+        weights = [0.0] * (len(nodes) - 1) + [1.0]
+        half = (target - nodes[-1]) / 2.0
+        for root in (-1.0, 1.0):  # Gauss' rule of two points integrates cubics exactly
+            at = nodes[-1] + half * (1.0 + root / math.sqrt(3.0))
+            for i, share in enumerate(lagrange(nodes[1:], at), start=1):
+                first = max(0, min(i - 1, len(nodes) - 3))
+                for j, weight in enumerate(slope(nodes[first : first + 3], nodes[i]), start=first):
+                    weights[j] += half * share * weight
+        return weights
+
+
+@frozen
+class Hermite(Forecaster):
+    """HiCache: Taylor's series with contracted Hermite polynomials in the place of powers (arXiv 2508.16984).
+
+    z(t) = sum over k = 0..order of D_k / k! * s^k H_k(s d) with d = t - c the steps since the last computed visit,
+    s = `scale` (the paper's sigma), H_k the physicists' polynomials 1, 2x, 4x^2 - 2, ... and D_k / k! the divided
+    difference of the last k + 1 visits. At equal distances D_k is the published difference quotient; at unequal ones,
+    where the published one divides by the last distance alone, it remains a derivative.
+
+    Exact on constants, at other scales than 1/sqrt(2) on nothing more: the leading part of the k-th term is that of
+    Taylor's series times (2 s^2)^k, so on a straight line the default goes half as far. H_2, H_4, ... do not vanish at
+    d = 0, so that the unit of d matters (abscissa "sigma" is refused); deviation: at d = 0 it gives z_c itself.
+    Depth: order + 1 visits.
+    """
+
+    name: ClassVar[str] = "hermite"
+    order: int = field(default=2, validator=ge(0))
+    scale: float = field(default=0.5, validator=gt(0))
+    abscissa: Abscissa = field(default="step", validator=one_of("step"), kw_only=True)
+
+    @property
+    def depth(self) -> int:
+        return int(self.order) + 1
+
+    def weights(self, nodes: Sequence[float], target: float) -> list[float]:
+        weights = [0.0] * (len(nodes) - 1) + [1.0]
+        x = self.scale * (target - nodes[-1])
+        if x == 0.0:
+            return weights
+        before, now = 1.0, 2.0 * x
+        for k in range(1, len(nodes)):
+            places = nodes[-1 - k :]
+            for i, place in enumerate(places):
+                difference = 1.0 / math.prod(place - other for other in places if other != place)
+                weights[len(nodes) - 1 - k + i] += self.scale**k * now * difference
+            before, now = now, 2.0 * x * now - 2.0 * k * before
+        return weights
+
+
+FORECASTERS: tuple[type[Forecaster], ...] = (Hold, Linear, Taylor, Adams, Hermite)

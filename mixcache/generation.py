@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import fields, frozen
+from attrs import asdict, fields, frozen
 from numpy.typing import NDArray
 
 from mixcache.attach import transformers_of
@@ -25,9 +25,8 @@ from mixcache.plan import make_plan
 from mixcache.points import Granularity
 from mixcache.report import Report
 from mixcache.session import Session, enable
+from mixcache.settings import read_settings
 from mixcache.trace import Record
-
-_REBUILD = ("rule", "basis", "forecast", "samples")
 
 Frames = NDArray[np.float32]
 """A clip [F, H, W, C] with values in [0, 1]; an image is a clip of one frame."""
@@ -35,9 +34,10 @@ Frames = NDArray[np.float32]
 
 @frozen(kw_only=True)
 class Variant:
-    """One way of caching: policies ("a:x=1 + b:y=2", or "none") with their rule, basis, forecaster and pooling.
+    """One way of caching: policies ("a:x=1 + b:y=2", or "none") and the other choices of `mixcache.enable`, as text.
 
     basis and forecast: one spec for all granularities, or "step=linear cfg=hold"; empty: as published.
+    max_cache_bytes: a whole number; empty: no limit.
     """
 
     policies: str
@@ -45,24 +45,31 @@ class Variant:
     basis: str = ""
     forecast: str = ""
     samples: str = "worst"
+    max_cache_bytes: str = ""
+    offload: str = ""
 
     @classmethod
     def parse(cls, text: str, **defaults: str) -> Variant:
         """From "POLICIES @ basis=... forecast=... rule=... samples=..."; what it does not say comes from `defaults`.
 
+        In the place of policies may stand the name of a TOML file (see `mixcache.read_settings`).
         Raises `ConfigurationError` for a name or value that cannot be, before any model is loaded.
         """
         policies, at, rest = text.partition("@")
         given = dict(defaults)
+        if policies.strip().endswith(".toml"):
+            told = _texts(read_settings(policies.strip()))
+            policies, given = told.pop("policies"), {**given, **told}
         if at and not rest.strip():
             raise ConfigurationError(f"--policy {text!r}: nothing follows the @; write e.g. '@ basis=noise'.")
         own: dict[str, str] = {}
+        known = [a.name for a in fields(cls)[1:]]
         for part in rest.split():
             key, equals, value = part.partition("=")
             what, dot, granularity = key.partition(".")
-            if what not in _REBUILD or not equals or not value or (dot and what not in ("basis", "forecast")):
+            if what not in known or not equals or not value or (dot and what not in ("basis", "forecast")):
                 raise ConfigurationError(
-                    f"--policy {text!r}: after the @ write {', '.join(f'{name}=' for name in _REBUILD)} or, for one "
+                    f"--policy {text!r}: after the @ write {', '.join(f'{name}=' for name in known)} or, for one "
                     f"granularity, forecast.step=; got {part!r}."
                 )
             own[what] = f"{own.get(what, '')} {granularity}={value}".strip() if dot else value
@@ -75,8 +82,16 @@ class Variant:
         """Build everything once; raises `ConfigurationError` for what does not exist or has a bad value."""
         if not self.policies:
             raise ConfigurationError("--policy must name a policy, or be 'none'; see `mixcache plugins`.")
-        if self.caches:
-            make_plan(self.policies, rule=self.rule, basis=self.basis, forecast=self.forecast, samples=self.samples)
+        make_plan(**self._choices() if self.caches else {**self._choices(), "policies": "static"})
+
+    def _choices(self) -> dict[str, Any]:
+        """As arguments of `mixcache.enable`."""
+        limit = self.max_cache_bytes
+        return {
+            **asdict(self),
+            "max_cache_bytes": int(limit) if limit.isdigit() else limit or None,
+            "offload": self.offload or None,
+        }
 
     @property
     def caches(self) -> bool:
@@ -96,15 +111,18 @@ class Variant:
         """A session on the pipeline, or `None` if nothing is to be cached."""
         if not self.caches:
             return None
-        return enable(
-            pipeline,
-            self.policies,
-            rule=self.rule,
-            basis=self.basis,
-            forecast=self.forecast,
-            samples=self.samples,
-            trace=trace,
-        )
+        return enable(pipeline, **self._choices(), trace=trace)
+
+
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of a file in the words of a command line."""
+
+    def text(key: str, value: Any) -> str:
+        if isinstance(value, Mapping):
+            return " ".join(f"{granularity}={spec}" for granularity, spec in value.items())
+        return " + ".join(value) if isinstance(value, list) else str(value)
+
+    return {key: text(key, value) for key, value in settings.items()}
 
 
 UNCACHED = Variant(policies="none")

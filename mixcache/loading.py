@@ -35,12 +35,13 @@ _SAMPLED = 1 << 16
 
 @frozen(kw_only=True)
 class Model:
-    """A loaded pipeline: how it was asked for, the call arguments it comes with, prompts kept for evaluation, and a
-    fingerprint of its files (`None` for a hub id)."""
+    """A loaded pipeline: how it was asked for, the call arguments it comes with, prompts to choose settings on, prompts
+    kept for evaluation, and a fingerprint of its files (`None` for a hub id)."""
 
     name: str
     pipeline: Any
     defaults: Mapping[str, Any] = field(factory=dict)
+    tuning: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     fingerprint: str | None = None
 
@@ -100,6 +101,7 @@ def load(name: str, device: str = "auto", dtype: str | None = None) -> Model:
         name=name,
         pipeline=pipeline,
         defaults=known.defaults if known is not None else {},
+        tuning=known.tuning if known is not None else (),
         held_out=known.held_out if known is not None else (),
         fingerprint=fingerprint(Path(source)) if local else None,
     )

@@ -28,6 +28,9 @@ class Plan:
     forecasters: Mapping[Granularity, Forecaster]
     signals: Mapping[str, Signal]
     samples: Samples = "worst"
+    max_cache_bytes: int | None = None
+    offload: str | None = None
+    audit: bool = False
     plugins: Sequence[tuple[str, Any]] = ()
     gauges: Mapping[Granularity, Gauge] = field(init=False)
 
@@ -78,7 +81,15 @@ class Gauge:
 
 
 def make_plan(
-    policies: Any, *, rule: Any = "unanimous", basis: Any = None, forecast: Any = None, samples: str = "worst"
+    policies: Any,
+    *,
+    rule: Any = "unanimous",
+    basis: Any = None,
+    forecast: Any = None,
+    samples: str = "worst",
+    max_cache_bytes: int | None = None,
+    offload: str | None = None,
+    audit: bool = False,
 ) -> Plan:
     """The plan of these choices, in the forms that `mixcache.enable` takes.
 
@@ -86,6 +97,11 @@ def make_plan(
     """
     if samples not in ("worst", "mean"):
         raise ConfigurationError(f"`samples` must be 'worst' or 'mean', got {samples!r}.")
+    whole = isinstance(max_cache_bytes, int) and not isinstance(max_cache_bytes, bool)
+    if max_cache_bytes is not None and not (whole and max_cache_bytes >= 0):
+        raise ConfigurationError(f"`max_cache_bytes` must be None or a whole number >= 0, got {max_cache_bytes!r}.")
+    if offload not in (None, "cpu"):
+        raise ConfigurationError(f"`offload` must be None or 'cpu', got {offload!r}.")
     deciding = plugins.build_policies(policies)
 
     def build_basis(spec: Any) -> Basis:
@@ -101,6 +117,9 @@ def make_plan(
         forecasters=_per_granularity("forecast", forecast, deciding, build_forecaster, "hold"),
         signals=plugins.all_signals(),
         samples=samples,  # type: ignore[arg-type]
+        max_cache_bytes=max_cache_bytes,
+        offload=offload,
+        audit=bool(audit),
         plugins=plugins.manager().list_name_plugin(),
     )
 
@@ -108,7 +127,7 @@ def make_plan(
 def _by_granularity(text: str) -> Any:
     """ "step=linear cfg=hold" -> a mapping; a plain spec as it is; an empty one is no choice."""
     parts = [part.partition("=") for part in text.split()]
-    if parts and all(key in {g.value for g in Granularity} and value for key, _, value in parts):
+    if parts and all(value and ":" not in key for key, _, value in parts):
         return {key: value for key, _, value in parts}
     return text or None
 

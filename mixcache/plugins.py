@@ -12,7 +12,7 @@ import attrs
 import cattrs
 import pluggy
 
-from mixcache import basis, forecast, hookspecs, signals, voting
+from mixcache import basis, forecast, forecast_published, hookspecs, signals, voting
 from mixcache.adapter import ModelAdapter, PipelineFolder
 from mixcache.basis import Basis
 from mixcache.errors import ConfigurationError, PluginError, UnknownNameError
@@ -35,7 +35,7 @@ class _Core:
 
     @hookspecs.hookimpl
     def mixcache_forecasters(self) -> list[type[Forecaster]]:
-        return list(forecast.FORECASTERS)
+        return [*forecast.FORECASTERS, *forecast_published.PUBLISHED]
 
     @hookspecs.hookimpl
     def mixcache_rules(self) -> dict[str, Rule]:

@@ -141,12 +141,14 @@ class Verdict:
 @frozen(kw_only=True)
 class Outcome:
     """What happened at a point: `reused`, the reason, what was measured there before the vote, the predicted error,
-    and `age`: steps since the last compute (`None` before the first)."""
+    the true error of a reuse (relative L1, known under `audit=True` alone), and `age`: steps since the last compute
+    (`None` before the first)."""
 
     reused: bool
     reason: str
     reading: Reading = field(factory=dict)
     predicted_error: float | None = None
+    true_error: float | None = None
     age: int | None = None
 
 

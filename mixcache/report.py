@@ -18,12 +18,16 @@ from mixcache.trace import Record
 
 @frozen(kw_only=True)
 class GranularityReport:
-    """One granularity: visits that computed or reused, the reasons, and the largest predicted relative error."""
+    """One granularity: visits that computed or reused, the reasons, and the largest relative errors of a reuse.
+
+    worst_true_error is known under `audit=True` alone.
+    """
 
     computed: int
     reused: int
     reasons: dict[str, int]
     worst_predicted_error: float | None
+    worst_true_error: float | None = None
 
     @property
     def ideal_speedup(self) -> float:
@@ -66,11 +70,13 @@ class Report:
             here = [record for record in records if record.point.granularity is granularity]
             if here:
                 errors = [r.outcome.predicted_error for r in here if r.outcome.predicted_error is not None]
+                true = [r.outcome.true_error for r in here if r.outcome.true_error is not None]
                 visits[granularity.value] = GranularityReport(
                     computed=sum(not record.outcome.reused for record in here),
                     reused=sum(record.outcome.reused for record in here),
                     reasons=dict(Counter(_reason(record) for record in here).most_common()),
                     worst_predicted_error=max(errors, default=None),
+                    worst_true_error=max(true, default=None),
                 )
         steps = [record for record in records if record.point.granularity is Granularity.STEP]
         seconds = [record.seconds for record in steps if not record.outcome.reused]
@@ -93,11 +99,14 @@ class Report:
         text = io.StringIO()
         console = Console(file=text, width=110, force_terminal=False)
         table = Table(title="mixcache report", title_justify="left")
-        for column in ("granularity", "computed", "reused", "ideal speed-up", "worst predicted error"):
+        for column in ("granularity", "computed", "reused", "ideal speed-up", "worst predicted error", "true"):
             table.add_column(column)
         for name, visit in self.visits.items():
-            error = "-" if visit.worst_predicted_error is None else f"{visit.worst_predicted_error:.4f}"
-            table.add_row(name, str(visit.computed), str(visit.reused), f"{visit.ideal_speedup:.2f}x", error)
+            errors = [
+                "-" if error is None else f"{error:.4f}"
+                for error in (visit.worst_predicted_error, visit.worst_true_error)
+            ]
+            table.add_row(name, str(visit.computed), str(visit.reused), f"{visit.ideal_speedup:.2f}x", *errors)
         console.print(table)
         calls = f"{self.evaluations:g} of {self.evaluations_uncached} evaluations made in {self.runs} run(s)"
         console.print(f"{calls}: {self.ideal_speedup:.2f}x; cache at most {self.peak_bytes:,} bytes")

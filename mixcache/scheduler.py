@@ -44,9 +44,10 @@ class CacheScheduler:
     def __init__(self, plan: Plan, run: RunInfo, keep: Callable[[Record], None]) -> None:
         self.plan = plan
         self.run = run
-        self.store = Store({g: forecaster.depth for g, forecaster in plan.forecasters.items()})
+        self.store = Store({g: f.depth for g, f in plan.forecasters.items()}, plan.max_cache_bytes)
         self._keep = keep
         self.reuses = 0
+        self._auditing = False
         self._manager = new_manager([*plan.plugins, *((f"policy:{v.label}", v) for v in voters(plan.policies))])
         self._manager.hook.mixcache_run_started(run=run)
 
@@ -56,6 +57,8 @@ class CacheScheduler:
         measure -> vote -> verdict -> rebuild from the cache, or compute and store -> observe. `drive` runs it around
         a function; a caller whose computation is not one function (a span of blocks) advances it itself.
         """
+        if self._auditing:  # within the computation that a reuse is compared with: nothing is decided or remembered
+            return (yield)
         slot = self.store.slot(point)
         changed = slot.admit(form_of(anchor))
         reading = self._measure(slot, point, anchor, around)
@@ -72,10 +75,13 @@ class CacheScheduler:
             seconds = time.perf_counter() - started if output[0].device.type == "cpu" else None
             exact = exact and self.reuses == reuses
             self._remember(slot, point, anchor, output, evolve(around, exact=exact))
+        true_error = (yield from self._audit(output)) if reused and self.plan.audit else None
         self.reuses += reused
         reason = "; ".join(filter(None, [changed, obstacle and f"{obstacle} to reuse", verdict.reason]))
         error = verdict.error if reused else None
-        outcome = Outcome(reused=reused, reason=reason, reading=reading, predicted_error=error, age=age)
+        outcome = Outcome(
+            reused=reused, reason=reason, reading=reading, predicted_error=error, true_error=true_error, age=age
+        )
         self._manager.hook.mixcache_observe(point=point, outcome=outcome)
         record = Record(
             run=self.run.index,
@@ -90,6 +96,16 @@ class CacheScheduler:
         self._keep(record)
         return output
 
+    def _audit(self, output: Streams) -> Generator[None, Streams, float]:
+        """The relative L1 error of a rebuilt output, worst over the samples: the model is computed beside it."""
+        self._auditing = True
+        try:
+            truth = yield
+        finally:
+            self._auditing = False
+        scale = Tensors(anchor=truth[0], samples=self.plan.samples)
+        return float((scale.norm(truth[0] - output[0]) / scale.norm(truth[0])).amax())
+
     def _votes(self, point: Point, reading: Reading) -> tuple[Vote, ...]:
         votes = self._manager.hook.mixcache_vote(point=point, reading=reading)
         return tuple(sorted(votes, key=lambda vote: vote.policy))
@@ -99,6 +115,9 @@ class CacheScheduler:
         gauge = self.plan.gauges[point.granularity]
         if not gauge.measures(point):
             return {}
+        reading: dict[str, float | None] = {signal.name: None for signal in (*gauge.before, *gauge.after)}
+        if slot.no_room:
+            return reading
         values = dict(slot.after)
         known = self._tensors(slot, values, anchor, around)
         for signal in gauge.before:
@@ -110,7 +129,6 @@ class CacheScheduler:
             now["previous_anchor"] = known.anchor.detach().clone()
         slot.remember(gauge.reads, now)
         wanted = [signal for signal in (*gauge.before, *gauge.after) if signal.name in values]
-        reading: dict[str, float | None] = {signal.name: None for signal in (*gauge.before, *gauge.after)}
         if wanted:
             numbers = torch.stack([signal.reduce(values[signal.name]) for signal in wanted]).tolist()
             reading.update(zip((signal.name for signal in wanted), numbers))
@@ -132,38 +150,51 @@ class CacheScheduler:
     ) -> tuple[Streams | None, str | None]:
         """The output from the cache, or `None` and why there is none."""
         if not slot.history:
-            return None, "no history"
-        z = self.plan.forecasters[point.granularity].forecast(tuple(slot.history), point, prefix)
+            return None, "no room in the cache" if slot.no_room else "no history"
+        history = tuple(slot.history)
+        if self.plan.offload is not None:
+            history = tuple(entry.to(streams_of(anchor)[0].device) for entry in history)
+        z = self.plan.forecasters[point.granularity].forecast(history, point, prefix)
         output = self.plan.bases[point.granularity].decode(z, streams_of(anchor), point)
         return output, None if output is not None else "singular basis"
 
     def _remember(self, slot: Slot, point: Point, anchor: Anchor, output: Streams, around: Around) -> None:
-        """Store a computed output, and measure what is known only after computing (it is read at the next vote)."""
+        """Store a computed output for later reuse."""
         gauge = self.plan.gauges[point.granularity]
-        if not around.exact and gauge.exact_only:
+        slot.last_computed = point.step
+        if slot.no_room or (gauge.exact_only and not around.exact):
             return
-        streams = streams_of(anchor)
         if gauge.measures(point):
-            values: dict[str, Tensor] = {}
-            known = evolve(self._tensors(slot, values, anchor, around), output=output[0])
-            for signal in gauge.after:
-                value = signal.measure(known)
-                if value is not None:
-                    values[signal.name] = value
-            slot.after = values
-            now: dict[Memory, Tensor | None] = {"computed_prefix": around.prefix}
-            if "computed_anchor" in gauge.reads:
-                same = slot.memory.get("previous_anchor")
-                now["computed_anchor"] = same if same is not None else streams[0].detach().clone()
-            if "computed_output" in gauge.reads:
-                now["computed_output"] = output[0].detach().clone()
-            slot.remember(gauge.reads, now)
-        z = self.plan.bases[point.granularity].encode(output, streams, point)
+            self._measure_after(slot, point, anchor, output[0], around)
+        z = self.plan.bases[point.granularity].encode(output, streams_of(anchor), point)
         if z is not None:
             prefix = around.prefix if self.plan.forecasters[point.granularity].reads_prefix else None
-            slot.history.append(Entry(z=z, point=point, exact=around.exact, prefix=prefix))
-        slot.last_computed = point.step
-        self.store.count(slot)
+            entry = Entry(z=z, point=point, exact=around.exact, prefix=prefix)
+            slot.history.append(entry if self.plan.offload is None else entry.to(self.plan.offload))
+        self.store.keep(slot)
+
+    def _measure_after(self, slot: Slot, point: Point, anchor: Anchor, output: Tensor, around: Around) -> None:
+        """Measure what is known only after computing; it stays on the device and is read at the next vote."""
+        gauge = self.plan.gauges[point.granularity]
+        rebuilt = self._rebuild(slot, point, anchor, around.prefix)[0] if "rebuilt" in gauge.reads else None
+        values: dict[str, Tensor] = {}
+        known = evolve(
+            self._tensors(slot, values, anchor, around),
+            output=output,
+            rebuilt=None if rebuilt is None else rebuilt[0],
+        )
+        for signal in gauge.after:
+            value = signal.measure(known)
+            if value is not None:
+                values[signal.name] = value
+        slot.after = values
+        now: dict[Memory, Tensor | None] = {"computed_prefix": around.prefix}
+        if "computed_anchor" in gauge.reads:
+            same = slot.memory.get("previous_anchor")
+            now["computed_anchor"] = same if same is not None else known.anchor.detach().clone()
+        if "computed_output" in gauge.reads:
+            now["computed_output"] = output.detach().clone()
+        slot.remember(gauge.reads, now)
 
     def end(self) -> None:
         """The run is over: tell the plugins and drop every tensor."""
@@ -182,8 +213,13 @@ def drive(visit: Visit, compute: Callable[[], Streams]) -> Streams:
     except BaseException:
         visit.close()
         raise
+    return drive_end(visit, output)
+
+
+def drive_end(visit: Visit, computed: Streams) -> Streams:
+    """Send a visit what was computed; that ends it, and gives what the caller goes on with."""
     try:
-        visit.send(output)
+        visit.send(computed)
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
     raise RuntimeError("a visit yields once")

@@ -223,6 +223,9 @@ def enable(
     basis: Any = None,
     forecast: Any = None,
     samples: str = "worst",
+    max_cache_bytes: int | None = None,
+    offload: str | None = None,
+    audit: bool = False,
     adapter: ModelAdapter | None = None,
     trace: str | Path | None = None,
 ) -> Session:
@@ -232,10 +235,22 @@ def enable(
     name or a function. basis and forecast: how a skipped output is rebuilt, one for all or a mapping by granularity;
     by default as the policy's algorithm was published, which mostly is "residual" and "hold".
     samples: "worst" lets the fastest-changing sample of a batch decide, "mean" pools them as the published rules do.
+    max_cache_bytes: the most that one run's cache may hold; points for which there is no room are computed, and the
+    report says so. offload: "cpu" keeps the cache in main memory, at the price of a transfer for every reuse.
+    audit: compute beside every reuse what was skipped, to record its true error; the run goes on with what was rebuilt.
     adapter: for a transformer class that no plugin describes. trace: a JSON-lines file to write while running.
 
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be
     attached to; nothing is attached then.
     """
-    plan = make_plan(policies, rule=rule, basis=basis, forecast=forecast, samples=samples)
+    plan = make_plan(
+        policies,
+        rule=rule,
+        basis=basis,
+        forecast=forecast,
+        samples=samples,
+        max_cache_bytes=max_cache_bytes,
+        offload=offload,
+        audit=audit,
+    )
     return Session(target, plan, None if adapter is None else check_adapter(adapter), trace)

@@ -24,6 +24,7 @@ Memory = Literal[
     "computed_anchor",
     "computed_output",
     "computed_prefix",
+    "rebuilt",
 ]
 Measure = Callable[["Tensors"], "Tensor | None"]
 
@@ -34,6 +35,7 @@ class Tensors:
 
     `prefix`, at a span that does not begin at the first block: what the blocks before it added to the hidden states.
     `probe`, at any span: the tensor that the model's adapter names, such as the modulated input of the first block.
+    `rebuilt`, at a computed visit: the output that the cache would have given instead.
 
     Tensors that nothing asked for, or that do not exist yet, are `None`. `values` holds the signals already measured
     here, per sample and still on the device: those after the last compute, and those this signal requires.
@@ -49,6 +51,7 @@ class Tensors:
     computed_prefix: Tensor | None = None
     probe: Tensor | None = None
     previous_probe: Tensor | None = None
+    rebuilt: Tensor | None = None
     values: Mapping[str, Tensor] = {}
     samples: Samples = "worst"
 
@@ -159,6 +162,13 @@ SIGNALS: tuple[Signal, ...] = (
         lambda t: _relative(t, t.probe, t.previous_probe),
         "relative L1 change of the model's probe tensor against the previous visit: TeaCache's signal",
         "previous_probe",
+    ),
+    _signal(
+        "forecast_error",
+        lambda t: _relative(t, t.output, t.rebuilt),
+        "mean|o - rebuilt| / mean|rebuilt|: how far off the cache would have been at the last computed visit",
+        "rebuilt",
+        when="after",
     ),
     _signal(
         "output_change",

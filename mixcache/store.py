@@ -32,6 +32,7 @@ class Slot:
     after: dict[str, Tensor] = field(factory=dict)
     last_computed: int | None = None
     counted: dict[int, int] = field(factory=dict)
+    no_room: bool = False
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the slot holds."""
@@ -51,22 +52,27 @@ class Slot:
                 if value is not None:
                     self.memory[name] = value
 
+    def drop(self) -> None:
+        """Forget every tensor."""
+        self.history.clear()
+        self.after.clear()
+        self.memory.clear()
+
     def admit(self, form: Form) -> str | None:
         """Take an anchor of this form; if it is not that of the history, drop all and say what changed."""
         before, self.form = self.form, form
         if before is None or before == form:
             return None
-        self.history.clear()
-        self.after.clear()
-        self.memory.clear()
+        self.drop()
         return f"shape changed from {_shapes(before)} to {_shapes(form)}"
 
 
 class Store:
-    """Slots by (granularity, site, branch)."""
+    """Slots by (granularity, site, branch). `limit`: the most bytes to hold."""
 
-    def __init__(self, depths: dict[Granularity, int]) -> None:
+    def __init__(self, depths: dict[Granularity, int], limit: int | None = None) -> None:
         self._depths = depths
+        self._limit = limit
         self._slots: dict[Key, Slot] = {}
         self._holders: Counter[int] = Counter()
         self._held = 0
@@ -84,8 +90,16 @@ class Store:
         storages = [t.untyped_storage() for slot in self._slots.values() for t in slot.tensors()]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def count(self, slot: Slot) -> None:
-        """A slot has changed: note the largest size of the whole store so far."""
+    def keep(self, slot: Slot) -> None:
+        """A slot has changed: count what it holds; where that is more than there is room for, it stays empty."""
+        self._count(slot)
+        if self._limit is not None and self._held > self._limit:
+            slot.drop()
+            slot.no_room = True
+            self._count(slot)
+        self.peak_bytes = max(self.peak_bytes, self._held)
+
+    def _count(self, slot: Slot) -> None:
         now = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in slot.tensors())}
         for place, size in slot.counted.items():
             self._holders[place] -= 1
@@ -96,7 +110,6 @@ class Store:
             self._holders[place] += 1
             self._held += size * (self._holders[place] == 1)
         slot.counted = now
-        self.peak_bytes = max(self.peak_bytes, self._held)
 
     def clear(self) -> None:
         """Drop every tensor."""

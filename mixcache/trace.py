@@ -50,7 +50,8 @@ class Record:
                 point["span"] = (int(point["span"][0]), int(point["span"][1]))
             if point["level"] is not None:
                 point["level"] = NoiseLevel(**point["level"])
-            outcome = dict(fields["outcome"], predicted_error=_number(fields["outcome"]["predicted_error"]))
+            numbers = {name: _number(fields["outcome"][name]) for name in ("predicted_error", "true_error")}
+            outcome = fields["outcome"] | numbers
             votes = tuple(Vote(**{**vote, "error": _number(vote["error"])}) for vote in fields["votes"])
             return cls(
                 run=int(fields["run"]),

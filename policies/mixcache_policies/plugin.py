@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from mixcache import Policy, hookimpl
+from mixcache_policies.adacache import AdaCache
 from mixcache_policies.budget import Budget
+from mixcache_policies.bwcache import BWCache
 from mixcache_policies.cfg_interval import CFGInterval
 from mixcache_policies.dbcache import DBCache
+from mixcache_policies.deltadit import DeltaDiT
+from mixcache_policies.dicache import DiCache
 from mixcache_policies.easycache import EasyCache
+from mixcache_policies.fastercache import FasterCache
 from mixcache_policies.first_block import FirstBlock
+from mixcache_policies.magcache import MagCache
 from mixcache_policies.schedule import Schedule
 from mixcache_policies.static import Static
+from mixcache_policies.taylorseer import TaylorSeer
+from mixcache_policies.teacache import TeaCache
 from mixcache_policies.window import Window
 
 
 @hookimpl
 def mixcache_policies() -> list[type[Policy]]:
-    return [Budget, CFGInterval, DBCache, EasyCache, FirstBlock, Schedule, Static, Window]
+    return [
+        AdaCache,
+        BWCache,
+        Budget,
+        CFGInterval,
+        DBCache,
+        DeltaDiT,
+        DiCache,
+        EasyCache,
+        FasterCache,
+        FirstBlock,
+        MagCache,
+        Schedule,
+        Static,
+        TaylorSeer,
+        TeaCache,
+        Window,
+    ]

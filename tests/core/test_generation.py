@@ -46,8 +46,9 @@ def test_a_variant_says_what_follows_the_at_and_takes_the_rest_from_the_defaults
     policies=st.sampled_from(["static", "static:every=3 + easycache:threshold=0.1", "none"]),
     rule=st.sampled_from(["unanimous", "any"]),
     basis=st.sampled_from(["residual", "noise"]),
-    forecast=st.sampled_from(["hold", "taylor:order=2,abscissa=sigma"]),
+    forecast=st.sampled_from(["hold", "taylor:order=2,abscissa=sigma", "step=linear cfg=hold"]),
     samples=st.sampled_from(["worst", "mean"]),
+    max_cache_bytes=st.sampled_from(["", "1000"]),
 )
 def test_a_label_is_a_spec_of_the_same_variant(**parts: str) -> None:
     variant = Variant(**parts)
@@ -66,6 +67,11 @@ def test_a_label_is_a_spec_of_the_same_variant(**parts: str) -> None:
         ("static @ rule=king", "unanimous"),
         ("static @ samples=best", "'worst' or 'mean'"),
         ("static @ speed=3", "after the @"),
+        ("static @ rule.step=any", "after the @"),
+        ("static @ forecast.stop=hold", "granularity must be one of"),
+        ("static @ max_cache_bytes=1GB", "max_cache_bytes"),
+        ("static @ offload=disk", "offload"),
+        ("none @ basis=nose", "noise"),
         ("static @ basis=", "after the @"),
         ("static @", "nothing follows"),
         ("", "must name a policy"),
@@ -74,6 +80,63 @@ def test_a_label_is_a_spec_of_the_same_variant(**parts: str) -> None:
 def test_a_bad_variant_is_refused_with_a_remedy(text: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         Variant.parse(text)
+
+
+def test_granularities_can_be_rebuilt_differently(model: Model, arguments: dict[str, Any]) -> None:
+    variant = Variant.parse(
+        "static:every=2 + cfg:every=2 @ forecast.step=linear:abscissa=sigma forecast.cfg=hold basis.step=noise"
+    )
+    session = variant.enable(model.pipeline)
+    assert session is not None
+    session.disable()
+    names = {g.value: (session.plan.bases[g].name, session.plan.forecasters[g].name) for g in session.plan.bases}
+    assert names == {"step": ("noise", "linear"), "cfg": ("residual", "hold"), "block": ("residual", "hold")}
+
+
+# settings in a file
+
+
+def test_a_settings_file_says_all_that_enable_takes(tmp_path: Path, model: Model) -> None:
+    file = tmp_path / "fast.toml"
+    file.write_text(
+        'policies = ["static:every=2", "cfg:every=3"]\nrule = "any"\nbasis = "noise"\nmax_cache_bytes = 1000000\n'
+        'forecast.step = "linear:abscissa=sigma"\nforecast.cfg = "hold"\n'
+    )
+    variant = Variant.parse(str(file))
+    spec = "static:every=2 + cfg:every=3 @ rule=any basis=noise forecast.step=linear:abscissa=sigma forecast.cfg=hold"
+    assert variant == Variant.parse(f"{spec} max_cache_bytes=1000000")
+    with mixcache.enable(model.pipeline, **mixcache.read_settings(file)) as session:
+        assert [policy.policy_name() for policy in session.plan.policies] == ["static", "cfg"]
+        assert session.plan.max_cache_bytes == 1000000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "must set `policies`"),
+        ("policies = ", "no TOML"),
+        ('policies = "static"\nspeed = 3', "sets 'speed'; it can set"),
+        ('policies = "easycash"', "Did you mean"),
+        ("policies = 3", "no value for it"),
+        ('policies = [["static"]]', "no value for it"),
+        ('policies = "static"\nforecast.step = 3', "no value for it"),
+        ('policies = "static"\nforecast.stop = "hold"', "granularity must be one of"),
+        ('policies = "static"\nmax_cache_bytes = -1', "max_cache_bytes"),
+        ('policies = "static"\nrule = "king"', "unanimous"),
+    ],
+)
+def test_a_bad_settings_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=says):
+        mixcache.read_settings(file)
+    with pytest.raises(ConfigurationError, match=says):
+        Variant.parse(str(file))
+
+
+def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml"):
+        mixcache.read_settings(tmp_path / "nowhere.toml")
 
 
 # generating

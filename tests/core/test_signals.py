@@ -57,6 +57,7 @@ def unrolled(anchors: list[torch.Tensor], outputs: list[torch.Tensor], mask: str
             row["anchor_span"] = mean(anchors[c] - anchors[b])
             row["rate"] = row["output_delta"] / row["anchor_span"]
             before = outputs[b] - anchors[b]
+            row["forecast_error"] = mean(outputs[c] - (anchors[c] + before)) / mean(anchors[c] + before)
             row["increment_change"] = mean((outputs[c] - anchors[c]) - before) / mean(before)
             row["predicted_change"] = row["rate"] * row["anchor_delta"] / row["output_norm"]
         table.append(row)

@@ -71,3 +71,51 @@ def test_a_changed_dtype_drops_the_history() -> None:
     assert [r.outcome.reused for r in session.records] == [False, False, True]
     assert "shape changed from (1, 4) torch.float32 on cpu to (1, 4) torch.float64" in session.records[1].outcome.reason
     assert [r[0].dtype for r in results] == [a.dtype for a in anchors]
+
+
+@pytest.mark.parametrize(
+    "how", ["static:every=3", "firstblock:threshold=0.5", "static:every=3 + cfg:every=2 + dbcache:first_blocks=1"]
+)
+def test_the_bytes_reported_are_the_bytes_held(tiny_wan_random: Tiny, how: str) -> None:
+    with mixcache.enable(tiny_wan_random.pipe, how, forecast="linear") as session:
+        held: list[int] = []
+
+        def look(pipe: Any, index: int, *_: Any) -> dict[str, Any]:
+            (current,) = session._runs._runs.values()
+            tensors = [t for slot in current.scheduler.store._slots.values() for t in slot.tensors()]
+            held.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))
+            assert current.scheduler.store._held == held[-1]
+            return {}
+
+        tiny_wan_random.run(8, callback_on_step_end=look)
+        assert session.report().peak_bytes >= max(held) > 0
+
+
+def test_a_cache_that_is_too_small_computes_and_says_so(tiny_wan_random: Tiny) -> None:
+    with mixcache.enable(tiny_wan_random.pipe, "static:every=2") as session:
+        uncached, peak = tiny_wan_random.run(6), session.report().peak_bytes
+    for limit, reuses in ((0, 0), (peak // 2, 1), (peak, 2)):
+        with mixcache.enable(tiny_wan_random.pipe, "static:every=2", max_cache_bytes=limit) as session:
+            tiny_wan_random.run(6)
+            report = session.report()
+        assert report.peak_bytes <= limit
+        branches = {r.point.branch for r in session.records if r.outcome.reused}
+        assert len(branches) == reuses
+        assert any("no room in the cache" in r for r in report.visits["step"].reasons) == (limit < peak)
+    assert uncached is not None
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, "1GB", True])
+def test_a_cache_size_that_is_none_is_refused(limit: Any) -> None:
+    with pytest.raises(mixcache.ConfigurationError, match="max_cache_bytes"):
+        mixcache.enable(Scripted(), "static", max_cache_bytes=limit)
+
+
+def test_an_offloaded_cache_gives_the_same(tiny_wan_random: Tiny) -> None:
+    results = []
+    for offload in (None, "cpu"):
+        with mixcache.enable(tiny_wan_random.pipe, "static:every=2", forecast="linear", offload=offload):
+            results.append(tiny_wan_random.run(6))
+    assert torch.equal(*results)
+    with pytest.raises(mixcache.ConfigurationError, match="offload"):
+        mixcache.enable(Scripted(), "static", offload="disk")

@@ -22,8 +22,9 @@ PACKAGES = {
     "mixcache_models": ROOT / "models" / "mixcache_models",
 }
 LAYERS = [
-    *["errors", "points", "adapter", "policy", "basis", "forecast", "signals", "hookspecs", "voting", "store"],
-    *["plugins", "plan", "trace", "report", "scheduler", "steps", "attach", "calls", "runs", "session"],
+    *["errors", "points", "adapter", "calibration", "policy", "basis", "forecast", "forecast_published", "signals"],
+    *["hookspecs", "voting", "store", "plugins", "plan", "trace", "report", "scheduler", "steps", "attach", "calls"],
+    *["runs", "session"],
 ]
 """The core, from the bottom: a module imports only what stands before it. What is not listed stands above."""
 

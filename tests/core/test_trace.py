@@ -57,6 +57,7 @@ def a_record(draw: st.DrawFn) -> Record:
             reason=draw(TEXT),
             reading=reading,
             predicted_error=draw(NUMBERS),
+            true_error=draw(NUMBERS),
             age=draw(st.none() | st.integers(0, 9)),
         ),
         exact=draw(st.booleans()),

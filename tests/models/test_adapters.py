@@ -68,6 +68,85 @@ def test_blocks_take_and_return_what_the_adapter_says(name: str) -> None:
         assert len(set(shapes)) == len(shapes), "the tiny model cannot tell its streams apart"
 
 
+def probed(model: Any, call: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """The adapter's probe at the first block, what the attention of that block is given, and the block's arguments."""
+    kind = adapter_for(model, plugins.models().values()).blocks[0]
+    block = getattr(model, kind.path)[0]
+    names = list(inspect.signature(type(block).forward).parameters)[1:]
+    seen: list[Any] = []
+
+    def enters(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = {**dict(zip(names, args)), **kwargs}
+        assert kind.probe is not None
+        seen.extend([kind.probe(block, arguments), arguments])
+
+    def attends(_attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+    attention = block.attn if hasattr(block, "attn") else block.attn1
+    handles = [
+        block.register_forward_pre_hook(enters, with_kwargs=True),
+        attention.register_forward_pre_hook(attends, with_kwargs=True),
+    ]
+    with torch.no_grad():
+        call()
+    for handle in handles:
+        handle.remove()
+    probe, arguments, attended = seen[:3]
+    return probe, attended, arguments
+
+
+def mochi() -> Any:
+    torch.manual_seed(0)
+    return diffusers.MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=3,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=4,
+        max_sequence_length=8,
+    ).eval()
+
+
+@pytest.mark.parametrize("name", ["flux", "hunyuan", "ltx"])
+def test_the_probe_is_what_the_first_attention_is_given(name: str) -> None:
+    """The modulated input, taken where the block itself uses it."""
+    tiny = built(name)
+    probe, attended, _ = probed(tiny.pipe.transformer, lambda: tiny.run(1))
+    assert torch.equal(probe, attended)
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # diffusers asks for float32 there
+def test_the_probe_of_mochi_is_what_its_first_attention_is_given() -> None:
+    model = mochi()
+    arguments = {
+        "hidden_states": torch.randn(2, 4, 2, 4, 4),
+        "encoder_hidden_states": torch.randn(2, 8, 16),
+        "timestep": torch.full((2,), 500),
+        "encoder_attention_mask": torch.ones(2, 8).bool(),
+    }
+    probe, attended, _ = probed(model, lambda: model(**arguments))
+    assert torch.equal(probe, attended)
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding"), [("wan", "condition_embedder.time_proj"), ("cogvideox", "time_embedding")]
+)
+def test_the_probe_is_the_time_embedding(name: str, embedding: str) -> None:
+    """As that module of the model makes it; for Wan in its six parts."""
+    tiny = built(name)
+    model = tiny.pipe.transformer
+    made: list[torch.Tensor] = []
+    handle = model.get_submodule(embedding).register_forward_hook(lambda *given: made.append(given[-1]))
+    probe, attended, _ = probed(model, lambda: tiny.run(1))
+    handle.remove()
+    assert torch.equal(probe.flatten(1), made[0])
+    assert probe.shape != attended.shape
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_all_blocks_are_listed_in_the_order_in_which_they_run(name: str) -> None:
     tiny = built(name)

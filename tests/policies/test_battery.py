@@ -10,18 +10,53 @@ import pytest
 import mixcache
 from mixcache import Point, Policy, Reading, Vote, plugins
 from mixcache.testing import check_policy
-from mixcache_policies import Budget, CFGInterval, DBCache, EasyCache, FirstBlock, Schedule, Static, Window
+from mixcache_policies import (
+    AdaCache,
+    Budget,
+    BWCache,
+    CFGInterval,
+    DBCache,
+    DeltaDiT,
+    DiCache,
+    EasyCache,
+    FasterCache,
+    FirstBlock,
+    MagCache,
+    Schedule,
+    Static,
+    TaylorSeer,
+    TeaCache,
+    Window,
+)
+
+RATIOS = {"cond": [1.0, 1.1, 1.02, 0.98, 1.0, 0.9], "uncond": [1.0, 0.8, 1.0, 1.0, 1.0, 1.01]}
 
 CONFIGURATIONS = [
+    AdaCache(),
+    AdaCache(codebook="0.01:5 1:2 3:1", first_steps=2, longest_run=2),
     Budget(),
     Budget(total=0.05, first_steps=1),
+    BWCache(),
+    BWCache(threshold=5.0, run_share=0.3, open_share=2.0, first_steps=1, last_steps=1),
     CFGInterval(),
     DBCache(first_steps=2, most=3, threshold=1.0),
+    DeltaDiT(),
+    DeltaDiT(every=5, boundary=0.2, last_steps=2, longest_run=3),
+    DiCache(),
+    DiCache(threshold=3.0, first_share=0.0, longest_run=2),
     EasyCache(),
     EasyCache(threshold=5.0, first_steps=2, longest_run=2),
+    FasterCache(),
+    FasterCache(every=3, first_share=0.0, last_steps=1),
     FirstBlock(threshold=1.0),
+    MagCache(ratios=RATIOS),
+    MagCache(ratios=RATIOS, threshold=0.3, longest_run=None, first_share=0.0, inclusive=True),
     Static(),
     Static(every=4, first_steps=0, last_steps=0, longest_run=2),
+    TaylorSeer(),
+    TaylorSeer(every=3, first_steps=3, next_full=2, last_steps=1, at="step"),
+    TeaCache(coefficients=(0, 0, 0, 1, 0)),
+    TeaCache(coefficients=(5.0, -3.0, 0.5, 0.1, -0.01), threshold=1.0, first_steps=0, longest_run=3),
     Window(first_steps=3, last_steps=2, longest_run=1),
 ]
 

@@ -19,7 +19,7 @@ LATENT_FRAMES: Final = 5
 LATENT_SIZE: Final = 8  # latent pixels, high and wide
 TEXT_WIDTH: Final = 64
 MAX_TEXT_TOKENS: Final = 512  # what WanPipeline pads every prompt to
-FLOW_SHIFT: Final = 3.0
+FLOW_SHIFT: Final = 5.0
 
 
 def build_vae(latents_mean: list[float] | None = None, latents_std: list[float] | None = None) -> AutoencoderKLWan:

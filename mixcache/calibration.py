@@ -1,0 +1,112 @@
+"""Calibration tables as files: what `mixcache calibrate` writes, and a policy's `table=...` reads.
+
+A table is JSON: {"schema": 1, "policy": NAME, "values": {...}, "source": TEXT, "match": {...}}. Nothing in it is ever
+executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mixcache.adapter import Calibration
+from mixcache.errors import ConfigurationError
+
+T = TypeVar("T")
+
+SCHEMA = 1
+_FIELDS = {"schema": int, "policy": str, "values": dict, "source": str, "match": dict}
+_REQUIRED = ("schema", "policy", "values")
+
+
+def load_calibration(path: str | Path, policy: str | None = None) -> Calibration:
+    """The calibration in a file; `policy`: the name of the one that it must be for.
+
+    Raises `ConfigurationError` that names the file and the remedy for whatever is wrong with it.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read table {path}: {error.strerror or error}. {_remedy(policy)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"table {path} is not JSON: {error}. {_remedy(policy)}") from error
+    fault = _fault(found)
+    if fault is not None:
+        raise ConfigurationError(f"table {path} is no calibration: {fault}. {_remedy(policy)}")
+    if policy is not None and found["policy"] != policy:
+        raise ConfigurationError(f"table {path} is for policy {found['policy']!r}, not {policy!r}. {_remedy(policy)}")
+    source = found.get("source") or str(path)
+    return Calibration(policy=found["policy"], values=found["values"], source=source, match=found.get("match", {}))
+
+
+def save_calibration(path: str | Path, calibration: Calibration) -> None:
+    """Write a calibration, replacing what was there; a reader finds the old file or the new one, never half of it."""
+    fields = {
+        "schema": SCHEMA,
+        "policy": calibration.policy,
+        "source": calibration.source,
+        "match": dict(calibration.match),
+        "values": dict(calibration.values),
+    }
+    try:
+        text = json.dumps(fields, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"cannot write table {path}: {error}; values must be plain finite numbers.") from error
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.write_text(_in_rows(text) + "\n", encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write table {path}: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def resample(values: Sequence[T], count: int) -> list[T]:
+    """`count` of `values` at even distances, each the nearest, halves to even: a table for another number of steps.
+
+    Both ends stay; of one alone it is the last (MagCache, arXiv 2506.09045, in the authors' code).
+    """
+    if not values or count < 1:
+        raise ConfigurationError(f"`resample(values, count)` needs values and count >= 1, got {len(values)}, {count}.")
+    if count == 1:
+        return [values[-1]]
+    scale = (len(values) - 1) / (count - 1)
+    return [values[round(i * scale)] for i in range(count)]
+
+
+def _fault(found: Any) -> str | None:
+    """What is wrong with the content of a file, or `None`."""
+    if not isinstance(found, dict):
+        return f"it holds a {type(found).__name__}, not an object"
+    missing = [name for name in _REQUIRED if name not in found]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    for name, kind in _FIELDS.items():
+        if name in found and (not isinstance(found[name], kind) or isinstance(found[name], bool)):
+            return f"its {name} is {found[name]!r}, not {'an object' if kind is dict else f'a {kind.__name__}'}"
+    if found["schema"] != SCHEMA:
+        return f"it has schema {found['schema']}, this mixcache reads {SCHEMA}"
+    return None
+
+
+def _remedy(policy: str | None) -> str:
+    return f"Make one with `mixcache calibrate {policy or 'POLICY'} --model ... --out TABLE.json`."
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _in_rows(text: str) -> str:
+    """Lists without lists inside on one line: indented JSON gives every number a line of its own."""
+
+    def join(found: re.Match[str]) -> str:
+        return "[" + re.sub(r"\n\s+", " ", found[1]) + "]"
+
+    return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s*\]", join, text)

@@ -1,0 +1,123 @@
+"""TeaCache (arXiv 2411.19108): reuse while the change that a polynomial predicts from the first block stays small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from attrs import Attribute, define, evolve, field, frozen
+
+from mixcache import (
+    Calibrations,
+    ConfigurationError,
+    Granularity,
+    Outcome,
+    Point,
+    Policy,
+    Reading,
+    RunInfo,
+    Vote,
+    ge,
+    load_calibration,
+    parse_granularity,
+)
+
+_MISSING = (
+    "TeaCache needs the coefficients of its polynomial for this model, and none are known: measure them with "
+    "`mixcache calibrate teacache --model ... --prompts ... --out TABLE.json` and give TeaCache(table='TABLE.json'), "
+    "or give TeaCache(coefficients=(c4, c3, c2, c1, c0))."
+)
+
+
+def _numbers(values: Iterable[Any] | None) -> tuple[float, ...] | None:
+    try:
+        return None if values is None else tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"`TeaCache(coefficients=...)` must be numbers, highest power first, got {values!r}."
+        ) from None
+
+
+@frozen(kw_only=True)
+class TeaCache(Policy):
+    """Reuse all blocks while the accumulated, calibrated change of the first block's input stays below `threshold`.
+
+    With m_t the model's probe (the modulated input of the first block, or the time embedding that modulates it), and P
+    a polynomial of degree 4 fitted once a checkpoint:
+
+        r_t = mean|m_t - m_(t-1)| / mean|m_(t-1)|     over all visits, computed or not
+        E  += P(r_t);   reuse while E < threshold, otherwise compute and set E = 0
+
+    P is not clamped: where it is negative, E falls. The first and the last evaluation are computed, and each guidance
+    branch decides on its own. Reuse adds what all blocks added at the last computed evaluation.
+
+    threshold: accumulated estimate of the relative L1 change of the output; published: 0.05 to 0.3 for Wan 2.1, 0.03 to
+    0.3 for other video models, 0.25 to 0.8 for FLUX. first_steps: published 5 for Wan 2.1 with the probe used here,
+    last_steps 0 there; 1 and 1 otherwise. coefficients: of P, highest power first, as `numpy.polyval` takes them.
+    table: a JSON file of `mixcache calibrate teacache`. Given neither, the model's published ones are used; raises
+    `ConfigurationError` if there are none.
+
+    Deviations: a batch of several samples is decided by its worst (`samples="mean"` pools, as published).
+    """
+
+    name: ClassVar[str] = "teacache"
+    signals = ("probe_change",)
+    branches = "independent"
+
+    at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
+    threshold: float = field(default=0.1, validator=ge(0))
+    first_steps: int = field(default=1, validator=ge(0))
+    last_steps: int = field(default=1, validator=ge(0))
+    coefficients: tuple[float, ...] | None = field(default=None, converter=_numbers)
+    table: str | None = None
+
+    @define
+    class State:
+        """E, the estimated change accumulated since the last computed evaluation."""
+
+        accumulated: float = 0.0
+
+    @coefficients.validator
+    def _check(self, _attribute: Attribute[Any], value: tuple[float, ...] | None) -> None:
+        if value is not None and (len(value) != 5 or not all(map(math.isfinite, value))):
+            raise ConfigurationError(f"`TeaCache(coefficients=...)` must be 5 finite numbers, got {value!r}.")
+
+    def calibrated(self, tables: Calibrations) -> Policy:
+        """Itself with the coefficients that were given, those of the table that was named, or the published ones."""
+        if self.coefficients is not None:
+            return self
+        record = tables.get("teacache") if self.table is None else load_calibration(self.table, "teacache")
+        if record is None:
+            raise ConfigurationError(_MISSING)
+        if "coefficients" not in record.values:
+            raise ConfigurationError(f"the TeaCache table of {record.source} holds no `coefficients`.")
+        return evolve(self, coefficients=record.values["coefficients"])
+
+    def started(self, run: RunInfo) -> None:
+        """Refuse to run without coefficients."""
+        if self.coefficients is None:
+            raise ConfigurationError(_MISSING)
+
+    def estimate(self, change: float) -> float:
+        """P(change): the relative change of the output that goes with this change of the probe."""
+        total = 0.0
+        for coefficient in self.coefficients or ():
+            total = total * change + coefficient
+        return total
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        """Reuse while E + P(r_t) stays below the threshold."""
+        change = reading["probe_change"]
+        if change is None:
+            return Vote.compute("no earlier probe")
+        total = state.accumulated + self.estimate(change)
+        if total < self.threshold:
+            return Vote.reuse(f"accumulated change below {self.threshold:g}", error=max(total, 0.0))
+        return Vote.compute(f"accumulated change reached {self.threshold:g}", error=total)
+
+    def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
+        """Add P(r_t) on a reuse, start again on a compute."""
+        change = outcome.reading.get("probe_change")
+        estimate = 0.0 if change is None else self.estimate(change)
+        state.accumulated = state.accumulated + estimate if outcome.reused else 0.0

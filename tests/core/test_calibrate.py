@@ -1,0 +1,198 @@
+"""`mixcache calibrate`: the numbers are those of the model, the file loads, and nothing is cached meanwhile."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.hooks.mag_cache import MagCacheConfig
+from typer.testing import CliRunner
+
+import mixcache
+from mixcache import calibrate, load_calibration
+from mixcache.calibrate import Job
+from mixcache.cli import app
+from mixcache.errors import ConfigurationError
+from mixcache.generation import generate
+from mixcache.loading import load
+from tests.conftest import built
+from tests.core.conftest import FRAMES, SIZE
+from tests.helpers import recorded_calls
+
+STEPS = 7
+PROMPTS = ("a red circle moving left", "a blue square moving up")
+
+
+@pytest.fixture(scope="module")
+def model(wan_folder: Path) -> Any:
+    return load(str(wan_folder), device="cpu")
+
+
+def job(model: Any, policy: str, **changes: Any) -> Job:
+    call = {"num_inference_steps": STEPS, "num_frames": FRAMES, "height": SIZE, "width": SIZE}
+    usual = {"arguments": model.arguments(**call), "prompts": PROMPTS[:1]}
+    return Job(policy=policy, model=model, **{**usual, **changes})
+
+
+def run(*words: Any) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="mixcache")
+
+
+# magcache
+
+
+def test_ratios_are_those_that_diffusers_measures(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """diffusers prints them at the end of a run: cond first."""
+    task = job(model, "magcache")
+    transformer = model.pipeline.transformer
+    transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=STEPS))
+    try:
+        generate(model, PROMPTS[0], 0, task.arguments)
+    finally:
+        transformer.disable_cache()
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("[1.0")]
+    table, summary = calibrate.calibrate(task)
+    assert list(table.values["ratios"]) == ["cond", "uncond"]
+    for found, wanted in zip(table.values["ratios"].values(), printed, strict=True):
+        assert found == pytest.approx(wanted, abs=2e-6)
+        assert len(found) == STEPS
+        assert len(set(found)) == STEPS
+    assert table.match == {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4}
+    assert f"{STEPS} ratios for cond, uncond" in summary
+
+
+def test_ratios_are_the_mean_over_prompts_and_seeds(model: Any) -> None:
+    both, _ = calibrate.calibrate(job(model, "magcache", prompts=PROMPTS, seeds=(0, 1)))
+    alone = [
+        calibrate.calibrate(job(model, "magcache", prompts=(prompt,), seeds=(seed,)))[0].values["ratios"]
+        for prompt in PROMPTS
+        for seed in (0, 1)
+    ]
+    for branch, found in both.values["ratios"].items():
+        assert found == pytest.approx(np.mean([ratios[branch] for ratios in alone], axis=0), abs=2e-6)
+    assert "2 prompt(s) x 2 seed(s), 7 steps" in both.source
+
+
+def test_a_batch_of_all_branches_gives_the_ratios_of_cond() -> None:
+    """Where no call is named cond, the leading one stands for it: a table without could not be used."""
+    tiny = built("ltx")
+    observed = []
+    with mixcache.enable(tiny.pipe, "static:every=1,at=block") as session:
+        tiny.run(3)
+    for record in session.records:
+        value = None if record.point.step == 0 else 0.5
+        observed.append(calibrate.Observed(signal="magnitude_ratio", run=(0, 0), point=record.point, value=value))
+    assert {o.point.branch for o in observed} == {"cond_uncond"}
+    assert calibrate.METHODS["magcache"].fit(observed).values == {"ratios": {"cond": [1.0, 0.5, 0.5]}}
+
+
+def test_calibrating_reuses_nothing_and_leaves_the_model_as_it_was(model: Any) -> None:
+    with recorded_calls(model.pipeline.transformer) as plain:
+        generate(model, PROMPTS[0], 0, job(model, "magcache").arguments)
+    for policy in calibrate.METHODS:
+        with recorded_calls(model.pipeline.transformer) as observed:
+            calibrate.calibrate(job(model, policy))
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(plain, observed, strict=True))
+    with recorded_calls(model.pipeline.transformer) as after:
+        generate(model, PROMPTS[0], 0, job(model, "magcache").arguments)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(plain, after, strict=True))
+
+
+# teacache
+
+
+def test_the_polynomial_is_fitted_to_the_probe_and_the_outputs_of_the_run(model: Any) -> None:
+    """The outputs are recorded outside; the probe, Wan's time embedding of the first block, is read beside it."""
+    probes: list[torch.Tensor] = []
+    block = model.pipeline.transformer.blocks[0]
+    handle = block.register_forward_pre_hook(lambda _, args, kwargs: probes.append(args[2].clone()), with_kwargs=True)
+    with recorded_calls(model.pipeline.transformer) as calls:
+        table, summary = calibrate.calibrate(job(model, "teacache", prompts=PROMPTS))
+    handle.remove()
+
+    def change(tensors: list[torch.Tensor]) -> list[float]:
+        runs = [tensors[i : i + 2 * STEPS] for i in range(0, len(tensors), 2 * STEPS)]
+        branches = [run[b::2] for run in runs for b in (0, 1)]
+        pairs = [(a, b) for branch in branches for a, b in pairwise(branch)]
+        return [float((b - a).abs().mean() / a.abs().mean()) for a, b in pairs]
+
+    x, y = change(probes), change([output for _, output in calls])
+    wanted = np.polynomial.Polynomial.fit(x, y, 4)
+    at = np.array(sorted(set(x)))
+    assert len(table.values["coefficients"]) == 5
+    np.testing.assert_allclose(np.polyval(table.values["coefficients"], at), wanted(at), rtol=1e-3)
+    assert f"{len(x)} pairs" in summary
+
+
+def test_too_few_pairs_are_an_error(model: Any) -> None:
+    task = job(model, "teacache", arguments={**job(model, "teacache").arguments, "num_inference_steps": 3})
+    with pytest.raises(ConfigurationError, match=r"2 different value.*--steps"):
+        calibrate.calibrate(task)
+
+
+# the command
+
+
+@pytest.mark.parametrize("policy", ["magcache", "teacache"])
+def test_the_command_writes_a_table_that_the_policy_takes(
+    policy: str, wan_folder: Path, small: list[str], tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "new" / "table.json"
+    prompts.write_text("\n".join(PROMPTS))
+    words = [*small, "--prompts", prompts, "--seeds", 2, "--steps", 8]
+    result = run("calibrate", policy, "--model", wan_folder, *words, "--limit", 1, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert f"--policy {policy}:table={out}" in result.stdout
+    assert "2/2 runs; observed; 0 s left" in result.stderr
+    assert load_calibration(out, policy).match["num_layers"] == 1
+    with mixcache.enable(load(str(wan_folder), device="cpu").pipeline, f"{policy}:table={out}") as session:
+        assert session.plan.policies[0].policy_name() == policy
+
+
+def test_an_interruption_writes_nothing(
+    wan_folder: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second of two runs."""
+    made: list[int] = []
+
+    def stops(*args: Any, **options: Any) -> Any:
+        made.append(1)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(calibrate, "generate", stops)
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "table.json"
+    prompts.write_text("\n".join(PROMPTS))
+    result = run("calibrate", "magcache", "--model", wan_folder, *small, "--prompts", prompts, "--out", out)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "mixcache: interrupted: nothing was written."
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["easycache", "--out", "table.json"],
+            "unknown policy to calibrate 'easycache'; there are: magcache, teacache",
+        ),
+        (["magcache", "--out", "table.txt"], "--out table.txt must name a .json file"),
+        (["magcache", "--out", "table.json"], "comes with no prompts; give --prompts"),
+        (["magcache", "--out", "table.json", "--steps", "1", "--prompts", "prompts.txt"], "--steps 2 or more"),
+    ],
+)
+def test_errors_are_one_line(
+    words: list[str], said: str, wan_folder: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text(PROMPTS[0])
+    result = run("calibrate", words[0], "--model", wan_folder, *small, *words[1:])
+    assert result.exit_code == 2
+    assert said in result.stderr.splitlines()[-1]
+    assert not Path("table.json").exists()
