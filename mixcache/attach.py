@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import get_ident
 from typing import Any
 
@@ -175,8 +176,13 @@ def arguments_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """The arguments of a call by name."""
     if not args:
         return kwargs
-    names = list(inspect.signature(type(model).forward).parameters)[1:]
-    return {**dict(zip(names, args)), **kwargs}
+    return {**dict(zip(_parameters(type(model)), args)), **kwargs}
+
+
+@cache
+def _parameters(kind: type[Any]) -> tuple[str, ...]:
+    """The names of the arguments of a class's forward; read once, as every block of every step asks."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def unpack(result: Any, model: Any) -> torch.Tensor:
