@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Literal
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from mixcache.errors import ConfigurationError
 
@@ -126,7 +126,7 @@ class Vote:
 
     def signed(self, policy: str) -> Vote:
         """The same vote under a policy's name."""
-        return evolve(self, policy=policy)
+        return Vote(self.choice, self.error, self.weight, self.veto, self.reason, policy)
 
 
 @frozen(kw_only=True)

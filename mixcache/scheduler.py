@@ -74,7 +74,7 @@ class CacheScheduler:
             output = yield
             seconds = time.perf_counter() - started if output[0].device.type == "cpu" else None
             exact = exact and self.reuses == reuses
-            self._remember(slot, point, anchor, output, evolve(around, exact=exact))
+            self._remember(slot, point, anchor, output, around, exact)
         true_error = (yield from self._audit(output)) if reused and self.plan.audit else None
         self.reuses += reused
         reason = "; ".join(filter(None, [changed, obstacle and f"{obstacle} to reuse", verdict.reason]))
@@ -158,19 +158,19 @@ class CacheScheduler:
         output = self.plan.bases[point.granularity].decode(z, streams_of(anchor), point)
         return output, None if output is not None else "singular basis"
 
-    def _remember(self, slot: Slot, point: Point, anchor: Anchor, output: Streams, around: Around) -> None:
+    def _remember(self, slot: Slot, point: Point, anchor: Anchor, output: Streams, around: Around, exact: bool) -> None:
         """Store a computed output for later reuse."""
         gauge = self.plan.gauges[point.granularity]
-        slot.last_computed = point.step
-        if slot.no_room or (gauge.exact_only and not around.exact):
+        if slot.no_room or (gauge.exact_only and not exact):
             return
         if gauge.measures(point):
             self._measure_after(slot, point, anchor, output[0], around)
         z = self.plan.bases[point.granularity].encode(output, streams_of(anchor), point)
         if z is not None:
             prefix = around.prefix if self.plan.forecasters[point.granularity].reads_prefix else None
-            entry = Entry(z=z, point=point, exact=around.exact, prefix=prefix)
+            entry = Entry(z=z, point=point, exact=exact, prefix=prefix)
             slot.history.append(entry if self.plan.offload is None else entry.to(self.plan.offload))
+        slot.last_computed = point.step
         self.store.keep(slot)
 
     def _measure_after(self, slot: Slot, point: Point, anchor: Anchor, output: Tensor, around: Around) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,50 +197,23 @@ def test_two_plugins_with_one_name_are_told_apart() -> None:
 
 # an installed package
 
-PYPROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "mixcache-third-party"
-version = "1.0"
-[project.entry-points.mixcache]
-third = "third_party"
-[tool.hatch.build.targets.wheel]
-packages = ["third_party"]
-"""
-PLUGIN = '''
-from attrs import field, frozen
-import mixcache
-from mixcache import Policy, Vote, ge
-
-@frozen(kw_only=True)
-class Third(Policy):
-    """Compute every third step."""
-    every: int = field(default=3, validator=ge(1))
-    def vote(self, point, reading, state):
-        return Vote.compute() if point.step % self.every == 0 else Vote.reuse()
-
-@mixcache.hookimpl
-def {hook}():
-    return [Third]
-'''
 USE = """
 import torch, mixcache
 from tests.helpers import Scripted, follow, reused_steps
-model, anchors = Scripted(), [torch.ones(1, 2)] * 9
-with mixcache.enable(model, "third:every=4") as session:
-    follow(session, model, anchors, [[a] for a in anchors])
-print(reused_steps(session))
+bends = [0, 0, 1, 2, 3, 4, 9, 10, 11, 12]
+model, anchors = Scripted(), [torch.full((1, 2), 100.0 + b) for b in bends]
+with mixcache.enable(model, "slowdown:threshold=0.01", forecast="halfway") as session:
+    results = follow(session, model, anchors, [[t + a] for t, a in enumerate(anchors)])
+print(reused_steps(session), [round(float(r[0][0, 0]) - 100 - b, 3) for r, b in zip(results, bends)])
 """
 
 
-def install(folder: Path, hook: str) -> dict[str, str]:
-    """Build the package and install it into a folder; the environment of a python that finds it there."""
+def install(folder: Path, old: str = "", new: str = "") -> dict[str, str]:
+    """Build the example package and install it into a folder; the environment of a python that finds it there."""
     source, target = folder / "source", folder / "site"
-    (source / "third_party").mkdir(parents=True)
-    (source / "pyproject.toml").write_text(PYPROJECT)
-    (source / "third_party" / "__init__.py").write_text(PLUGIN.format(hook=hook))
+    shutil.copytree(ROOT / "examples" / "plugin", source)
+    module = source / "slowdown" / "__init__.py"
+    module.write_text(module.read_text().replace(old, new))
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
     subprocess.run(command, check=True, timeout=120)
@@ -251,13 +225,16 @@ def python(code: str, environment: dict[str, str]) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_an_installed_plugin_is_used_by_its_spec(tmp_path: Path) -> None:
-    done = python(USE, install(tmp_path, "mixcache_policies"))
-    assert done.stdout.strip() == "[1, 2, 3, 5, 6, 7]", done.stderr
+def test_an_installed_plugin_is_used_by_its_specs(tmp_path: Path) -> None:
+    """Its signal lets its policy reuse where the latent goes straight on; its forecaster goes half of the way."""
+    done = python(USE, install(tmp_path))
+    assert done.returncode == 0, done.stderr
+    # computed where the latent leaves the straight line by 1 % or more; 5 and 6 are stored, so 7 is halfway to 6.5
+    assert done.stdout.strip() == "[1, 2, 3, 4, 7, 8, 9] [0.0, 0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 6.5, 7.0, 7.5]"
 
 
 def test_an_installed_plugin_with_a_misspelt_hook_is_an_error(tmp_path: Path) -> None:
-    done = python(USE, install(tmp_path, "mixcache_polices"))
+    done = python(USE, install(tmp_path, "def mixcache_policies", "def mixcache_polices"))
     assert done.returncode != 0
     assert "PluginError: an installed mixcache plugin cannot be loaded" in done.stderr
     assert "mixcache_polices" in done.stderr
