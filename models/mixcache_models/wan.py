@@ -1,6 +1,7 @@
 """Wan 2.1 and 2.2 (text to video, image to video, VACE, Animate): cond and uncond are two calls."""
 
-from mixcache import BlockList, ModelAdapter
+from mixcache import BlockList, ModelAdapter, load_calibration
+from mixcache_models import tiny_wan
 from mixcache_models.magcache_tables import MAGCACHE
 from mixcache_models.probes import time_embedding
 from mixcache_models.teacache_tables import TEACACHE
@@ -11,7 +12,11 @@ ADAPTERS = (
         blocks=(BlockList(path="blocks", probe=time_embedding),),
         branches="sequential",
         prediction="flow",
-        calibrations=(*TEACACHE["WanTransformer3DModel"], *MAGCACHE["WanTransformer3DModel"]),
+        calibrations=(
+            *TEACACHE["WanTransformer3DModel"],
+            *MAGCACHE["WanTransformer3DModel"],
+            *map(load_calibration, tiny_wan.CALIBRATIONS),
+        ),
     ),
     ModelAdapter(
         model="WanVACETransformer3DModel",

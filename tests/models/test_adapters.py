@@ -13,8 +13,9 @@ import mixcache
 from mixcache import ModelAdapter, plugins
 from mixcache.adapter import adapter_for
 from tests.conftest import built
-from tests.helpers import recorded_calls
+from tests.helpers import recorded_calls, reused_steps
 from tests.pipelines import BUILDERS
+from tests.tiny import Tiny
 
 SHIPPED = {name: a for name, a in plugins.models().items() if hasattr(diffusers, name)}
 RANDOM = [name for name in BUILDERS if name != "embedded"]
@@ -232,3 +233,15 @@ def test_a_call_without_its_latent_is_a_clear_error() -> None:
             with run.step(i), run.branch("cond"):
                 assert torch.equal(model(torch.full((1, 1), float(i))), torch.full((1, 1), float(i)))
     assert session.report().evaluations == 1
+
+
+@pytest.mark.parametrize("policy", ["magcache:first_share=0", "teacache:threshold=0.5"])
+def test_the_embedded_model_has_its_own_tables(embedded_wan: Tiny, policy: str) -> None:
+    (name, _, _) = policy.partition(":")
+    (record,) = (
+        c for c in SHIPPED["WanTransformer3DModel"].calibrations if c.policy == name and "tiny_wan" in c.source
+    )
+    assert record.fits(embedded_wan.pipe.transformer)
+    with mixcache.enable(embedded_wan.pipe, policy) as session:
+        embedded_wan.run(6)
+    assert reused_steps(session, "block")

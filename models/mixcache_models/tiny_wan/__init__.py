@@ -16,6 +16,10 @@ PIPELINE: Final = _HERE / "pipeline"
 """The folder that ``WanPipeline.from_pretrained`` loads."""
 
 
+CALIBRATIONS: Final = tuple(sorted((_HERE / "calibrations").glob("*.json")))
+"""The tables that ``mixcache calibrate`` measured of it, one a policy."""
+
+
 def _prompts(name: str) -> tuple[str, ...]:
     """The non-empty lines of ``prompts/<name>.txt``."""
     lines = (_HERE / "prompts" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
@@ -28,4 +32,4 @@ HELD_OUT: Final = _prompts("held_out")
 TUNING: Final = _prompts("tuning")
 """Prompts of other combinations: for choosing thresholds, never for scores."""
 
-__all__ = ["HELD_OUT", "PIPELINE", "TUNING"]
+__all__ = ["CALIBRATIONS", "HELD_OUT", "PIPELINE", "TUNING"]
