@@ -176,13 +176,13 @@ def arguments_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """The arguments of a call by name."""
     if not args:
         return kwargs
-    return {**dict(zip(_parameters(type(model)), args)), **kwargs}
+    return {**dict(zip(_parameters(type(model).forward), args)), **kwargs}
 
 
 @cache
-def _parameters(kind: type[Any]) -> tuple[str, ...]:
+def _parameters(forward: Forward) -> tuple[str, ...]:
     """The names of the arguments of a class's forward; read once, as every block of every step asks."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def unpack(result: Any, model: Any) -> torch.Tensor:
