@@ -39,8 +39,8 @@ class Plan:
         return {g: Gauge.of([p for p in self.policies if g in p.granularities], self.signals) for g in Granularity}
 
     def calibrated(self, tables: Calibrations) -> Plan:
-        """The plan for one model: policies and forecasters with their tables."""
-        forecasters = {g: forecaster.calibrated(tables) for g, forecaster in self.forecasters.items()}
+        """The plan for one model: policies, and the forecasters that are used, with their tables."""
+        forecasters = {g: f.calibrated(tables) if self.uses(g) else f for g, f in self.forecasters.items()}
         return evolve(self, policies=tuple(p.calibrated(tables) for p in self.policies), forecasters=forecasters)
 
     def uses(self, granularity: Granularity) -> bool:

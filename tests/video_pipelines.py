@@ -163,3 +163,19 @@ def cogvideox(noise_scheduler: Any = None) -> Tiny:
         }
 
     return Tiny(quiet(pipe), arguments, {"num_frames": 17})
+
+
+def mochi_transformer() -> Any:
+    """A tiny Mochi transformer; its pipeline is left out, as its autoencoder is large."""
+    torch.manual_seed(0)
+    return diffusers.MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=3,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=4,
+        max_sequence_length=8,
+    ).eval()

@@ -16,6 +16,7 @@ from tests.conftest import built
 from tests.helpers import recorded_calls, reused_steps
 from tests.pipelines import BUILDERS
 from tests.tiny import Tiny
+from tests.video_pipelines import mochi_transformer
 
 SHIPPED = {name: a for name, a in plugins.models().items() if hasattr(diffusers, name)}
 RANDOM = [name for name in BUILDERS if name != "embedded"]
@@ -97,21 +98,6 @@ def probed(model: Any, call: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str,
     return probe, attended, arguments
 
 
-def mochi() -> Any:
-    torch.manual_seed(0)
-    return diffusers.MochiTransformer3DModel(
-        patch_size=2,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=3,
-        pooled_projection_dim=16,
-        in_channels=4,
-        text_embed_dim=16,
-        time_embed_dim=4,
-        max_sequence_length=8,
-    ).eval()
-
-
 @pytest.mark.parametrize("name", ["flux", "hunyuan", "ltx"])
 def test_the_probe_is_what_the_first_attention_is_given(name: str) -> None:
     """The modulated input, taken where the block itself uses it."""
@@ -122,7 +108,7 @@ def test_the_probe_is_what_the_first_attention_is_given(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # diffusers asks for float32 there
 def test_the_probe_of_mochi_is_what_its_first_attention_is_given() -> None:
-    model = mochi()
+    model = mochi_transformer()
     arguments = {
         "hidden_states": torch.randn(2, 4, 2, 4, 4),
         "encoder_hidden_states": torch.randn(2, 8, 16),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from diffusers import FirstBlockCacheConfig
 import mixcache
 from tests.conftest import built
 from tests.pipelines import Tiny
+from tests.video_pipelines import mochi_transformer
 
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
 LAST = {
@@ -72,3 +73,36 @@ def test_the_thresholds_above_make_a_difference(name: str) -> None:
         reused = [r.outcome.reused for r in session.records]
         mixed.append(2 < sum(reused) < len(reused) - 2)
     assert any(mixed)
+
+
+def walked(model: Any, session: mixcache.Session | None = None, steps: int = 16) -> torch.Tensor:
+    """A denoising loop of one's own around a Mochi transformer: its last latents."""
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(2, 4, 2, 4, 4, generator=generator)
+    text = {
+        "encoder_hidden_states": torch.randn(2, 8, 16, generator=generator),
+        "encoder_attention_mask": torch.ones(2, 8).bool(),
+    }
+    with torch.no_grad(), nullcontext() if session is None else session.run(steps) as run:
+        for t in range(steps):
+            with model.cache_context("cond_uncond"), nullcontext() if run is None else run.step(t):
+                moment = torch.full((2,), 1000 - 60 * t)
+                latents = latents - model(hidden_states=latents, timestep=moment, **text, return_dict=False)[0] / steps
+    return latents
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # diffusers asks for float32 there
+@pytest.mark.parametrize("threshold", [0.4, 0.6, 0.8])
+def test_decides_and_gives_what_diffusers_does_on_mochi(threshold: float) -> None:
+    model = mochi_transformer()
+    last = model.transformer_blocks[-1]
+    model.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+    with computing_calls(model, last) as theirs:
+        wanted = walked(model)
+    model.disable_cache()
+    enabled = mixcache.enable(model, f"firstblock:threshold={threshold}", samples="mean")
+    with enabled as session, computing_calls(model, last) as ours:
+        found = walked(model, session)
+    assert set(ours) == {True, False}
+    assert ours == theirs
+    assert torch.equal(found, wanted)
