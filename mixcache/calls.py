@@ -182,18 +182,18 @@ class Walk:
     def block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One block: run, or passed over because its span was rebuilt at the span's first block."""
         kind = self._layout.kinds[index]
-        arguments = arguments_of(module, args, kwargs)
-        streams = _read(kind, arguments)
-        if index == 0:
-            self._entered = streams[0]
-            if self._layout.probe is not None:
-                self._probe = self._layout.probe(module, arguments).detach()
-        if index in self._first:
-            reused = self._begin(self._first[index], streams)
+        begins = index in self._first
+        skipped = not begins and index in self._inside and self._visit is None
+        if begins or skipped or index == 0:
+            arguments = arguments_of(module, args, kwargs)
+            streams = _read(kind, arguments)
+            if index == 0:
+                self._enter(module, arguments, streams)
+            if skipped:
+                return _pack(kind, streams)
+            reused = self._begin(self._first[index], streams) if begins else None
             if reused is not None:
                 return _pack(kind, reused)
-        elif index in self._inside and self._visit is None:
-            return _pack(kind, streams)
         result = forward(*args, **kwargs)
         if index in self._last and self._visit is not None:
             visit, self._visit = self._visit, None
@@ -201,6 +201,12 @@ class Walk:
             output = drive_end(visit, computed)
             return result if output is computed else _pack(kind, output)
         return result
+
+    def _enter(self, module: Any, arguments: Mapping[str, Any], streams: Streams) -> None:
+        """The first block is reached: note what later spans are compared with."""
+        self._entered = streams[0]
+        if self._layout.probe is not None:
+            self._probe = self._layout.probe(module, arguments).detach()
 
     def _begin(self, span: tuple[int, int], streams: Streams) -> Streams | None:
         site = f"{self._point.site}[{span[0]}:{span[1]}]"
