@@ -2,7 +2,7 @@
 
 from mixcache.adapter import BlockList, Calibration, Calibrations, ModelAdapter, PipelineFolder
 from mixcache.basis import Basis
-from mixcache.calibration import load_calibration, resample, save_calibration
+from mixcache.calibration import load_calibration, nearest, resample, save_calibration
 from mixcache.errors import (
     AttachError,
     ConfigurationError,
@@ -60,6 +60,7 @@ __all__ = [
     "gt",
     "hookimpl",
     "load_calibration",
+    "nearest",
     "none_or_ge",
     "one_of",
     "parse_granularity",

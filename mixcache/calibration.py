@@ -74,10 +74,12 @@ def resample(values: Sequence[T], count: int) -> list[T]:
     """
     if not values or count < 1:
         raise ConfigurationError(f"`resample(values, count)` needs values and count >= 1, got {len(values)}, {count}.")
-    if count == 1:
-        return [values[-1]]
-    scale = (len(values) - 1) / (count - 1)
-    return [values[round(i * scale)] for i in range(count)]
+    return [nearest(values, count, i) for i in range(count)]
+
+
+def nearest(values: Sequence[T], count: int, index: int) -> T:
+    """Entry `index` of `resample(values, count)`, without making the others."""
+    return values[round(index * ((len(values) - 1) / (count - 1)))] if count > 1 else values[-1]
 
 
 def _fault(found: Any) -> str | None:

@@ -32,7 +32,12 @@ class Plan:
     offload: str | None = None
     audit: bool = False
     plugins: Sequence[tuple[str, Any]] = ()
+    used: frozenset[Granularity] = field(init=False)
     gauges: Mapping[Granularity, Gauge] = field(init=False)
+
+    @used.default
+    def _used(self) -> frozenset[Granularity]:
+        return frozenset(granularity for policy in self.policies for granularity in policy.granularities)
 
     @gauges.default
     def _gauges(self) -> Mapping[Granularity, Gauge]:
@@ -45,7 +50,7 @@ class Plan:
 
     def uses(self, granularity: Granularity) -> bool:
         """Whether any policy decides there; where none does, nothing is visited."""
-        return any(granularity in policy.granularities for policy in self.policies)
+        return granularity in self.used
 
     def reads(self, granularity: Granularity) -> frozenset[Memory]:
         """The remembered tensors that signals and the forecaster compare with there."""

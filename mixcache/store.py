@@ -85,11 +85,6 @@ class Store:
             self._slots[key] = Slot(history=deque(maxlen=self._depths[point.granularity]))
         return self._slots[key]
 
-    def nbytes(self) -> int:
-        """Bytes of all tensors held, each storage counted once."""
-        storages = [t.untyped_storage() for slot in self._slots.values() for t in slot.tensors()]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
     def keep(self, slot: Slot) -> None:
         """A slot has changed: count what it holds; where that is more than there is room for, it stays empty."""
         self._count(slot)

@@ -20,9 +20,9 @@ from mixcache import (
     Vote,
     ge,
     load_calibration,
+    nearest,
     none_or_ge,
     parse_granularity,
-    resample,
 )
 
 Ratios = tuple[tuple[str, tuple[float, ...]], ...]
@@ -121,7 +121,7 @@ class MagCache(Policy):
     def held(self, point: Point, state: Any) -> tuple[float, float]:
         """rho and E if this point is reused as well."""
         known = dict(self.ratios or ())
-        gamma = resample(known.get(point.branch, known["cond"]), point.num_steps)[point.step]
+        gamma = nearest(known.get(point.branch, known["cond"]), point.num_steps, point.step)
         ratio = state.ratio * gamma
         return ratio, state.error + abs(1.0 - ratio)
 

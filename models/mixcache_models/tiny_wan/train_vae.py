@@ -142,6 +142,11 @@ def train_vae(folder: Path, seed: int, iterations: int, start_from: Path | None 
         first = int(state["iteration"])
     combinations, log = clips.training_combinations(), loop.LossLog()
     peak = PEAK_RATE if start_from is None else LATER_RATE
+
+    def save(done: int) -> None:
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        loop.save_checkpoint(path, {"vae": vae.state_dict(), "optimizers": states, "iteration": done})
+
     with loop.progress_bar("autoencoder", iterations, first) as bar:
         for iteration in range(first, iterations):
             rng = loop.batch_rng(seed, STAGE, iteration)
@@ -154,9 +159,9 @@ def train_vae(folder: Path, seed: int, iterations: int, start_from: Path | None 
             bar.advance()
             if (iteration + 1) % loop.LOG_EVERY == 0:
                 bar.tell(log.line())
-            if (iteration + 1) % loop.SAVE_EVERY == 0 or iteration + 1 == iterations:
-                states = [optimizer.state_dict() for optimizer in optimizers]
-                loop.save_checkpoint(path, {"vae": vae.state_dict(), "optimizers": states, "iteration": iteration + 1})
+            if (iteration + 1) % loop.SAVE_EVERY == 0:
+                save(iteration + 1)
+    save(max(first, iterations))  # of no iterations too: the next stage reads it
     return vae.eval()
 
 
