@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from attrs import frozen
 
 from mixcache.adapter import Calibration
 from mixcache.errors import ConfigurationError
@@ -21,6 +23,14 @@ T = TypeVar("T")
 SCHEMA = 1
 _FIELDS = {"schema": int, "policy": str, "values": dict, "source": str, "match": dict}
 _REQUIRED = ("schema", "policy", "values")
+
+
+@frozen
+class Fit:
+    """What becomes a table's `values`, and a line for people about it."""
+
+    values: Mapping[str, Any]
+    summary: str
 
 
 def load_calibration(path: str | Path, policy: str | None = None) -> Calibration:

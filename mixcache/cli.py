@@ -208,7 +208,7 @@ def compare(
 @has.guarded
 def calibrate(
     ctx: typer.Context,
-    policy: Annotated[str, typer.Argument(metavar="POLICY", help="Whose table: magcache or teacache.")],
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="Whose table: magcache, teacache or mixcache.")],
     out: Annotated[Path, typer.Option("--out", help="The .json file to write.")],
     prompts: has.TuningPrompts = None,
     limit: has.Limit = None,
@@ -223,7 +223,7 @@ def calibrate(
     device: has.Device = "auto",
     dtype: has.Dtype = None,
 ) -> None:
-    """Measure the table that a policy needs of a model. Everything is computed; the table is written at the end.
+    """Measure the table that a policy needs of a model; it is written at the end.
 
     - `mixcache calibrate magcache --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --out magcache.json`
 

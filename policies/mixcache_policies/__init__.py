@@ -11,6 +11,7 @@ from mixcache_policies.easycache import EasyCache
 from mixcache_policies.fastercache import FasterCache
 from mixcache_policies.first_block import FirstBlock
 from mixcache_policies.magcache import MagCache
+from mixcache_policies.mixcache import MixCache
 from mixcache_policies.schedule import Schedule
 from mixcache_policies.static import Static
 from mixcache_policies.taylorseer import TaylorSeer
@@ -29,6 +30,7 @@ __all__ = [
     "FasterCache",
     "FirstBlock",
     "MagCache",
+    "MixCache",
     "Schedule",
     "Static",
     "TaylorSeer",

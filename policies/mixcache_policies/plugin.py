@@ -14,6 +14,7 @@ from mixcache_policies.easycache import EasyCache
 from mixcache_policies.fastercache import FasterCache
 from mixcache_policies.first_block import FirstBlock
 from mixcache_policies.magcache import MagCache
+from mixcache_policies.mixcache import MixCache
 from mixcache_policies.schedule import Schedule
 from mixcache_policies.static import Static
 from mixcache_policies.taylorseer import TaylorSeer
@@ -35,6 +36,7 @@ def mixcache_policies() -> list[type[Policy]]:
         FasterCache,
         FirstBlock,
         MagCache,
+        MixCache,
         Schedule,
         Static,
         TaylorSeer,

@@ -14,7 +14,7 @@ from diffusers.hooks.mag_cache import MagCacheConfig
 from typer.testing import CliRunner
 
 import mixcache
-from mixcache import calibrate, load_calibration
+from mixcache import calibrate, load_calibration, observing
 from mixcache.calibrate import Job
 from mixcache.cli import app
 from mixcache.errors import ConfigurationError
@@ -86,15 +86,15 @@ def test_a_batch_of_all_branches_gives_the_ratios_of_cond() -> None:
         tiny.run(3)
     for record in session.records:
         value = None if record.point.step == 0 else 0.5
-        observed.append(calibrate.Observed(signal="magnitude_ratio", run=(0, 0), point=record.point, value=value))
+        observed.append(observing.Observed(signal="magnitude_ratio", run=(0, 0), point=record.point, value=value))
     assert {o.point.branch for o in observed} == {"cond_uncond"}
-    assert calibrate.METHODS["magcache"].fit(observed).values == {"ratios": {"cond": [1.0, 0.5, 0.5]}}
+    assert observing.MAGCACHE.fit(observed).values == {"ratios": {"cond": [1.0, 0.5, 0.5]}}
 
 
 def test_calibrating_reuses_nothing_and_leaves_the_model_as_it_was(model: Any) -> None:
     with recorded_calls(model.pipeline.transformer) as plain:
         generate(model, PROMPTS[0], 0, job(model, "magcache").arguments)
-    for policy in calibrate.METHODS:
+    for policy in ("magcache", "teacache"):
         with recorded_calls(model.pipeline.transformer) as observed:
             calibrate.calibrate(job(model, policy))
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(plain, observed, strict=True))
@@ -135,12 +135,48 @@ def test_too_few_pairs_are_an_error(model: Any) -> None:
         calibrate.calibrate(task)
 
 
+# mixcache
+
+
+def test_the_influence_is_the_final_deviation_over_the_error_of_one_reuse(model: Any) -> None:
+    """Each run made by hand with a mask: one reuse, computed beside, against the run that is computed in full."""
+    task = job(model, "mixcache")
+    table, summary = calibrate.calibrate(task)
+    wan = model.pipeline.transformer
+    with recorded_calls(wan) as calls:
+        plain = generate(model, PROMPTS[0], 0, task.arguments).latents
+        again = generate(model, PROMPTS[0], 0, task.arguments).latents
+    assert plain is not None
+    assert again is not None
+    assert len(calls) == 4 * STEPS
+    assert torch.equal(plain, again), "the model was not left as it was"
+    raw = {}
+    for at, basis in (("step", "noise"), ("cfg", "residual")):
+        for step in range(1, STEPS):
+            mask = "".join("0" if i == step else "1" for i in range(STEPS))
+            words = f"schedule:mask={mask},at={at}"
+            with mixcache.enable(model.pipeline, words, basis=basis, forecast="linear", audit=True) as session:
+                latents = generate(model, PROMPTS[0], 0, task.arguments).latents
+            assert latents is not None
+            lead = next(r for r in session.records if r.outcome.reused)
+            assert lead.outcome.true_error is not None
+            raw[at, step] = float((latents - plain).norm() / plain.norm()) / lead.outcome.true_error
+    steps = [raw["step", 1], *(raw["step", i] for i in range(1, STEPS))]
+    mean = sum(steps) / STEPS
+    assert table.values["influence"]["step"] == pytest.approx([value / mean for value in steps], rel=1e-3, abs=1e-4)
+    assert table.values["influence"]["cfg"][1:] == pytest.approx(
+        [raw["cfg", i] / mean for i in range(1, STEPS)], rel=1e-3, abs=1e-4
+    )
+    assert set(table.values["influence"]) == {"step", "cfg", "block"}
+    assert f"each of {STEPS} steps" in summary
+
+
 # the command
 
 
-@pytest.mark.parametrize("policy", ["magcache", "teacache"])
+@pytest.mark.parametrize(("policy", "runs"), [("magcache", 2), ("teacache", 2), ("mixcache", 2 * (1 + 3 * 7))])
 def test_the_command_writes_a_table_that_the_policy_takes(
-    policy: str, wan_folder: Path, small: list[str], tmp_path: Path
+    policy: str, runs: int, wan_folder: Path, small: list[str], tmp_path: Path
 ) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "new" / "table.json"
     prompts.write_text("\n".join(PROMPTS))
@@ -148,7 +184,7 @@ def test_the_command_writes_a_table_that_the_policy_takes(
     result = run("calibrate", policy, "--model", wan_folder, *words, "--limit", 1, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert f"--policy {policy}:table={out}" in result.stdout
-    assert "2/2 runs; observed; 0 s left" in result.stderr
+    assert f"{runs}/{runs} runs; observed; 0 s left" in result.stderr
     assert load_calibration(out, policy).match["num_layers"] == 1
     with mixcache.enable(load(str(wan_folder), device="cpu").pipeline, f"{policy}:table={out}") as session:
         assert session.plan.policies[0].policy_name() == policy
@@ -166,7 +202,7 @@ def test_an_interruption_writes_nothing(
             raise KeyboardInterrupt
         return generate(*args, **options)
 
-    monkeypatch.setattr(calibrate, "generate", stops)
+    monkeypatch.setattr(observing, "generate", stops)
     prompts, out = tmp_path / "prompts.txt", tmp_path / "table.json"
     prompts.write_text("\n".join(PROMPTS))
     result = run("calibrate", "magcache", "--model", wan_folder, *small, "--prompts", prompts, "--out", out)
@@ -180,7 +216,7 @@ def test_an_interruption_writes_nothing(
     [
         (
             ["easycache", "--out", "table.json"],
-            "unknown policy to calibrate 'easycache'; there are: magcache, teacache",
+            "unknown policy to calibrate 'easycache'; there are: magcache, mixcache, teacache",
         ),
         (["magcache", "--out", "table.txt"], "--out table.txt must name a .json file"),
         (["magcache", "--out", "table.json"], "comes with no prompts; give --prompts"),

@@ -33,7 +33,11 @@ def test_points_that_never_reuse_change_no_bit(random_tiny: Tiny, policies: list
     assert not any(r.outcome.reused for r in session.records)
 
 
-@pytest.mark.parametrize("policies", [OFTEN, OFTEN[1:2], OFTEN[2:]], ids=" ".join)
+@pytest.mark.parametrize(
+    "policies",
+    [OFTEN, OFTEN[:2], OFTEN[::2], OFTEN[1:], OFTEN[1:2], OFTEN[2:], ["mixcache:choice=paper,settle=9"]],
+    ids=" ".join,
+)
 def test_every_run_is_like_a_first_and_replays(random_tiny: Tiny, policies: list[str]) -> None:
     bare = random_tiny.run()
     with mixcache.enable(random_tiny.pipe, policies) as session:
