@@ -2,6 +2,7 @@
 
 from mixcache.adapter import BlockList, Calibration, Calibrations, ModelAdapter, PipelineFolder
 from mixcache.basis import Basis
+from mixcache.bounds import Bound
 from mixcache.calibration import load_calibration, nearest, resample, save_calibration
 from mixcache.errors import (
     AttachError,
@@ -29,6 +30,7 @@ __all__ = [
     "AttachError",
     "Basis",
     "BlockList",
+    "Bound",
     "Calibration",
     "Calibrations",
     "ConfigurationError",

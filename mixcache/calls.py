@@ -49,6 +49,12 @@ class ModelCall:
         self.output = unpack(self.result, self.model)
         return (self.output,)
 
+    def truth(self, *, exact: bool) -> Tensor:
+        """What the model gives without any reuse; `exact` says that `output`, if it is there, is that already."""
+        if self.output is not None and exact:
+            return self.output
+        return ModelCall(self.model, self.forward, self.args, self.kwargs, self.adapter).compute()[0]
+
     def repeats(self, latent: Tensor) -> bool:
         """Whether the batch holds the same latents once for every branch. Reads the device."""
         count = len(self.adapter.doubled_order)

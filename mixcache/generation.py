@@ -37,7 +37,7 @@ class Variant:
     """One way of caching: policies ("a:x=1 + b:y=2", or "none") and the other choices of `mixcache.enable`, as text.
 
     basis and forecast: one spec for all granularities, or "step=linear cfg=hold"; empty: as published.
-    max_cache_bytes: a whole number; empty: no limit.
+    max_cache_bytes and budget: a number; empty: no limit.
     """
 
     policies: str
@@ -47,6 +47,8 @@ class Variant:
     samples: str = "worst"
     max_cache_bytes: str = ""
     offload: str = ""
+    budget: str = ""
+    on_error: str = "raise"
 
     @classmethod
     def parse(cls, text: str, **defaults: str) -> Variant:
@@ -91,6 +93,7 @@ class Variant:
             **asdict(self),
             "max_cache_bytes": int(limit) if limit.isdigit() else limit or None,
             "offload": self.offload or None,
+            "budget": _number(self.budget),
         }
 
     @property
@@ -123,6 +126,14 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
         return " + ".join(value) if isinstance(value, list) else str(value)
 
     return {key: text(key, value) for key, value in settings.items()}
+
+
+def _number(text: str) -> float | str | None:
+    """The number that a text is; a text that is none stays, for `make_plan` to refuse; an empty one is no choice."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
 
 
 UNCACHED = Variant(policies="none")

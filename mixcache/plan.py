@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
@@ -16,6 +17,8 @@ from mixcache.points import Granularity, Point, parse_granularity
 from mixcache.policy import Policy
 from mixcache.signals import Memory, Samples, Signal, resolve
 from mixcache.voting import Rule
+
+OnError = Literal["raise", "compute"]
 
 
 @frozen(kw_only=True)
@@ -31,6 +34,7 @@ class Plan:
     max_cache_bytes: int | None = None
     offload: str | None = None
     audit: bool = False
+    on_error: OnError = "raise"
     plugins: Sequence[tuple[str, Any]] = ()
     used: frozenset[Granularity] = field(init=False)
     gauges: Mapping[Granularity, Gauge] = field(init=False)
@@ -95,6 +99,8 @@ def make_plan(
     max_cache_bytes: int | None = None,
     offload: str | None = None,
     audit: bool = False,
+    budget: float | None = None,
+    on_error: str = "raise",
 ) -> Plan:
     """The plan of these choices, in the forms that `mixcache.enable` takes.
 
@@ -107,7 +113,11 @@ def make_plan(
         raise ConfigurationError(f"`max_cache_bytes` must be None or a whole number >= 0, got {max_cache_bytes!r}.")
     if offload not in (None, "cpu"):
         raise ConfigurationError(f"`offload` must be None or 'cpu', got {offload!r}.")
+    if on_error not in ("raise", "compute"):
+        raise ConfigurationError(f"`on_error` must be 'raise' or 'compute', got {on_error!r}.")
     deciding = plugins.build_policies(policies)
+    if budget is not None:
+        deciding = (*deciding, *_guards(budget, deciding))
 
     def build_basis(spec: Any) -> Basis:
         return plugins.build("basis", spec, Basis)
@@ -125,8 +135,17 @@ def make_plan(
         max_cache_bytes=max_cache_bytes,
         offload=offload,
         audit=bool(audit),
+        on_error=on_error,  # type: ignore[arg-type]
         plugins=plugins.manager().list_name_plugin(),
     )
+
+
+def _guards(budget: Any, deciding: Sequence[Policy]) -> tuple[Policy, ...]:
+    """The error budget as a guard wherever something is decided."""
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < math.inf:
+        raise ConfigurationError(f"`budget` must be None or a finite number >= 0, got {budget!r}.")
+    among = sorted({str(g) for policy in deciding for g in policy.granularities})
+    return plugins.build_policies(f"budget:total={budget!r},among={'/'.join(among)}")
 
 
 def _by_granularity(text: str) -> Any:

@@ -44,17 +44,18 @@ def parse_granularity(value: str | Granularity) -> Granularity:
 class NoiseLevel:
     """How noisy the latent is: x = alpha * clean + sigma * noise (flow matching: alpha = 1 - sigma).
 
-    `prediction` says what the model returns; "flow" is v = noise - clean.
+    `prediction` says what the model returns; "flow" is v = noise - clean. `until`: sigma after this step, if known.
     """
 
     sigma: float
     alpha: float
     prediction: Prediction = "flow"
+    until: float | None = None
 
     @classmethod
-    def flow(cls, sigma: float) -> NoiseLevel:
+    def flow(cls, sigma: float, until: float | None = None) -> NoiseLevel:
         """The level of a flow-matching model at `sigma` in [0, 1]."""
-        return cls(sigma=sigma, alpha=1.0 - sigma)
+        return cls(sigma=sigma, alpha=1.0 - sigma, until=until)
 
 
 @frozen(kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
@@ -12,12 +14,16 @@ from attrs import evolve
 from torch import Tensor
 
 from mixcache.adapter import ModelAdapter
+from mixcache.bounds import Ledger
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.plan import Plan
 from mixcache.points import NoiseLevel, Prediction, RunInfo
 from mixcache.scheduler import CacheScheduler
 from mixcache.steps import Call, Place, Progress, Schedule, is_set, position
 from mixcache.trace import Record
+
+RUNS_KEPT = 100
+"""Of how many runs a session keeps the details, the last ones; sums are of all."""
 
 
 class Run:
@@ -27,6 +33,7 @@ class Run:
         self.scheduler = scheduler
         self.schedule = schedule
         self.progress = Progress(num_steps=scheduler.run.num_steps)
+        self.ledger: Ledger | None = None
         self.templates: dict[str, Any] = {}
         self.leading: tuple[int, Tensor, bool] | None = None
         self.doubled: tuple[int, bool] | None = None
@@ -100,6 +107,7 @@ class Runs:
         self._pipeline = pipeline
         self._adapters = adapters
         self._keep = keep
+        self.ledgers: deque[Ledger] = deque(maxlen=RUNS_KEPT)
         self._peak_bytes = 0
         self._runs: dict[int, Run] = {}
         self._explicit: dict[int, Run] = {}
@@ -113,7 +121,7 @@ class Runs:
         return max([self._peak_bytes, *running])
 
     @contextmanager
-    def explicit(self, num_steps: int, prediction: Prediction) -> Iterator[Run]:
+    def explicit(self, num_steps: int, prediction: Prediction, noise_scheduler: Any = None) -> Iterator[Run]:
         """A run that the caller's own loop tells about; see `Session.run`."""
         if not isinstance(num_steps, int) or num_steps < 1:
             raise ConfigurationError(f"`session.run(num_steps=...)` must be an integer >= 1, got {num_steps!r}.")
@@ -121,6 +129,7 @@ class Runs:
             raise RunError("this thread has a run open; leave its `with session.run(...)` block first.")
         self.end()
         run = self._explicit[get_ident()] = Run(self._new_scheduler(num_steps, None), None, prediction)
+        self._audit(run, noise_scheduler)
         try:
             yield run
         finally:
@@ -146,9 +155,17 @@ class Runs:
         self.count += 1
         return scheduler
 
+    def _audit(self, run: Run, noise_scheduler: Any) -> None:
+        """Open the run's ledger, with the noise scheduler as it is before its first step."""
+        if self._plan.audit:
+            run.ledger = Ledger(solver=copy.deepcopy(noise_scheduler), num_steps=run.progress.num_steps)
+            self.ledgers.append(run.ledger)
+
     def _close(self, run: Run | None) -> None:
         if run is not None:
             self._peak_bytes = max(self._peak_bytes, run.scheduler.store.peak_bytes)
+            if run.ledger is not None:
+                run.ledger.close()
             run.scheduler.end()
 
     def locate(self, call: Call) -> tuple[Run, Place] | None:
@@ -213,6 +230,7 @@ class Runs:
         sigmas = tuple(level.sigma for level in levels if level is not None)
         scheduler = self._new_scheduler(num_steps, sigmas if len(sigmas) == num_steps else None)
         run = self._runs[get_ident()] = Run(scheduler, schedule, self._adapters[call.component].prediction)
+        self._audit(run, None if schedule is None else self._pipeline.scheduler)
         return run
 
     def _count_foreign(self) -> None:

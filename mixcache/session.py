@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import get_ident
@@ -15,13 +16,15 @@ from mixcache import plugins, trace
 from mixcache.adapter import ModelAdapter, adapter_for, check_adapter
 from mixcache.attach import Attachment, Forward, block_hook, repack, root_hook, transformers_of
 from mixcache.basis import Streams
+from mixcache.bounds import Bound
 from mixcache.calls import Layout, ModelCall, Produce, Walk, guided, guided_in_one_batch
+from mixcache.errors import ConfigurationError
 from mixcache.plan import Plan, make_plan
 from mixcache.points import Granularity, Point, Prediction
 from mixcache.report import Report
 from mixcache.runs import Run, Runs
 from mixcache.scheduler import CacheScheduler, drive
-from mixcache.steps import Call, Place
+from mixcache.steps import Call, Place, guidance_of
 from mixcache.trace import Record
 
 
@@ -103,17 +106,43 @@ class Session:
         silent = {f"{name!r} decided nothing at {g.value!r}{why.get(g, '')}" for name, g in unvisited}
         return tuple(sorted(self.notes | silent))
 
+    def bound(
+        self,
+        *,
+        run: int = -1,
+        lipschitz: float | Sequence[float] | None = None,
+        guidance: float | None = None,
+        safety: float = 2.0,
+    ) -> Bound:
+        """How far the final latent of a run can be from that of the uncached run, in L2; needs `audit=True`.
+
+        run: which of the runs so far, the last by default. lipschitz: of the model's output in its latent, in L2, one
+        number or one an evaluation; with it the bound is a certificate. Without, `safety` times the rates of change
+        that were seen stand for it and the bound is an estimate. guidance: the scale, where the pipeline tells none.
+        See `mixcache.bounds` for the recursion and what it covers. Raises `ConfigurationError` for a bad argument.
+        """
+        ledgers = self._runs.ledgers
+        if not self.plan.audit:
+            return Bound(kind="none", why="the errors were not measured; enable(..., audit=True)")
+        if not -len(ledgers) <= run < len(ledgers):
+            raise ConfigurationError(f"`bound(run=...)` must be one of the {len(ledgers)} runs kept, got {run!r}.")
+        return ledgers[run].bound(lipschitz, guidance, safety)
+
     def save_trace(self, path: str | Path) -> None:
         """Write all records so far as JSON lines."""
         trace.write(path, self.records)
 
-    def run(self, num_steps: int, prediction: Prediction = "flow") -> AbstractContextManager[Run]:
+    def run(
+        self, num_steps: int, prediction: Prediction = "flow", noise_scheduler: Any = None
+    ) -> AbstractContextManager[Run]:
         """Open a run of `num_steps` evaluations for a denoising loop of one's own (or around a pipeline call).
+
+        noise_scheduler: the one that the loop steps with, its timesteps set, for `bound()`; it is copied.
 
         Inside, `run.step(i, sigma=...)` and `run.branch(name)` say where a call stands. Raises `ConfigurationError`
         for a count below 1 and `RunError` if this thread has a run open.
         """
-        return self._runs.explicit(num_steps, prediction)
+        return self._runs.explicit(num_steps, prediction, noise_scheduler)
 
     def _keep(self, record: Record) -> None:
         self.records.append(record)
@@ -137,6 +166,14 @@ class Session:
         (output,) = produce()
         if place.ordinal == 0:
             run.leading = (place.step, output, run.scheduler.reuses == reuses)
+        if run.ledger is not None:
+            adapter, true = model_call.adapter, output
+            if run.scheduler.reuses > reuses:
+                true = model_call.truth(exact=not self.plan.uses(Granularity.BLOCK))
+            doubled = adapter.branches == "doubled" and self._doubled(run, place, model_call, latent)
+            branches = adapter.doubled_order if doubled else (place.branch,)
+            guidance = guidance_of(self._pipeline, call.component, model)
+            run.ledger.note(place.step, branches, guidance, latent=latent, used=output, true=true)
         if model_call.output is output:
             run.templates[call.component] = model_call.result
             return model_call.result
@@ -226,6 +263,8 @@ def enable(
     max_cache_bytes: int | None = None,
     offload: str | None = None,
     audit: bool = False,
+    budget: float | None = None,
+    on_error: str = "raise",
     adapter: ModelAdapter | None = None,
     trace: str | Path | None = None,
 ) -> Session:
@@ -238,6 +277,8 @@ def enable(
     max_cache_bytes: the most that one run's cache may hold; points for which there is no room are computed, and the
     report says so. offload: "cpu" keeps the cache in main memory, at the price of a transfer for every reuse.
     audit: compute beside every reuse what was skipped, to record its true error; the run goes on with what was rebuilt.
+    budget: adds the guard `ErrorBudget(total=budget)` wherever the policies decide. on_error: "compute" computes where
+    a plugin fails, and the report says so; "raise" lets the run fail.
     adapter: for a transformer class that no plugin describes. trace: a JSON-lines file to write while running.
 
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be
@@ -252,5 +293,7 @@ def enable(
         max_cache_bytes=max_cache_bytes,
         offload=offload,
         audit=audit,
+        budget=budget,
+        on_error=on_error,
     )
     return Session(target, plan, None if adapter is None else check_adapter(adapter), trace)

@@ -14,14 +14,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-CHOICES = ("policies", "rule", "basis", "forecast", "samples", "max_cache_bytes", "offload")
+CHOICES = ("policies", "rule", "basis", "forecast", "samples", "max_cache_bytes", "offload", "budget", "on_error")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """What a TOML file says, as keyword arguments: `mixcache.enable(pipe, **read_settings("fast.toml"))`.
 
-    Keys: `policies` (one spec or a list), `rule`, `samples`, `max_cache_bytes`, `offload`, and `basis` and `forecast`,
-    one spec or a table by granularity (`forecast.step = "linear"`).
+    Keys: `policies` (one spec or a list), `rule`, `samples`, `max_cache_bytes`, `offload`, `budget`, `on_error`, and
+    `basis` and `forecast`, one spec or a table by granularity (`forecast.step = "linear"`).
 
     Raises `ConfigurationError` for a file that cannot be read, is no TOML, or says what `enable` would refuse.
     """
@@ -46,8 +46,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def _is_choice(key: str, value: Any) -> bool:
     """Whether a value has the form that its key takes; `make_plan` checks what it says."""
-    if key == "max_cache_bytes":
-        return isinstance(value, int)
+    if key in ("max_cache_bytes", "budget"):
+        return isinstance(value, (int, float))
     if key == "policies":
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
     if key in ("basis", "forecast") and isinstance(value, dict):

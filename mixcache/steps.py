@@ -7,6 +7,7 @@ Never the parity of a call counter: guidance may start or stop half-way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ class Schedule:
         count = len(timesteps)
         levels: Sequence[NoiseLevel | None] = [None] * count
         if kind == "flow" and sigmas is not None and len(sigmas) >= count:
-            levels = [NoiseLevel.flow(float(s)) for s in torch.as_tensor(sigmas)[:count].tolist()]
+            places = [*torch.as_tensor(sigmas).tolist(), 0.0]
+            levels = [NoiseLevel.flow(*pair) for pair in list(pairwise(places))[:count]]
         elif kind != "flow" and hasattr(noise_scheduler, "alphas_cumprod"):
             table = torch.as_tensor(noise_scheduler.alphas_cumprod).tolist()
             kept = np.interp(torch.as_tensor(timesteps).tolist(), np.arange(len(table)), table)
@@ -86,6 +88,16 @@ def _prediction(noise_scheduler: Any) -> Prediction:
 def is_set(noise_scheduler: Any) -> bool:
     """Whether `set_timesteps` was ever called."""
     return getattr(noise_scheduler, "num_inference_steps", None) is not None and len(noise_scheduler.timesteps) > 0
+
+
+def guidance_of(pipeline: Any, component: str, model: Any) -> float | None:
+    """The scale with which a pipeline combines its branches, where that is all that it does with them."""
+    second = getattr(pipeline, "guidance_scale_2", None) if component.endswith("_2") else None
+    scale = getattr(pipeline, "guidance_scale", None) if second is None else second
+    other = getattr(pipeline, "guidance_rescale", 0.0) or getattr(
+        getattr(model, "config", None), "guidance_embeds", False
+    )
+    return float(scale) if isinstance(scale, (int, float)) and not other else None
 
 
 def position(pipeline: Any) -> int | None:

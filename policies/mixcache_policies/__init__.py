@@ -1,7 +1,7 @@
 """The policies that come with mixcache, one a file, written against its public API alone."""
 
 from mixcache_policies.adacache import AdaCache
-from mixcache_policies.budget import Budget
+from mixcache_policies.budget import ErrorBudget
 from mixcache_policies.bwcache import BWCache
 from mixcache_policies.cfg_interval import CFGInterval
 from mixcache_policies.dbcache import DBCache
@@ -21,12 +21,12 @@ from mixcache_policies.window import Window
 __all__ = [
     "AdaCache",
     "BWCache",
-    "Budget",
     "CFGInterval",
     "DBCache",
     "DeltaDiT",
     "DiCache",
     "EasyCache",
+    "ErrorBudget",
     "FasterCache",
     "FirstBlock",
     "MagCache",

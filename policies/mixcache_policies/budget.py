@@ -1,51 +1,84 @@
-"""An error budget: reuse ends for good once the predicted errors of a run add up to it."""
+"""An error budget: no reuse may take the estimated deviation of the final latent past a total."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
-from mixcache import Outcome, Point, Policy, Reading, Vote, ge
+from mixcache import Granularity, Outcome, Point, Policy, Reading, Vote, ge, parse_granularity
+
+
+def _granularities(value: str | None) -> str | None:
+    return None if value is None else "/".join(str(parse_granularity(name)) for name in value.split("/"))
 
 
 @frozen(kw_only=True)
-class Budget(Policy):
-    """A guard beside other policies: vetoes a reuse that would take the run over `total` predicted error.
+class ErrorBudget(Policy):
+    """A guard beside other policies: vetoes a reuse that would take the run past `total`.
 
     With eps_t EasyCache's predicted relative change of the output at step t (arXiv 2507.02860), a reuse at step t is
-    charged what accumulated since the last computed evaluation c, and the charges of a run add up:
+    predicted to be off by what accumulated since the last computed visit c, and moves the latent by the step's size:
 
-        error_t = eps_(c+1) + ... + eps_t        spent = sum of error_t over the reused evaluations <= total
+        error_t = eps_(c+1) + ... + eps_t        spent = sum over the reuses of |h_t| * error_t * exp(L sigma_(t+1))
 
-    total: relative L1, dimensionless, summed over evaluations. Where nothing can be predicted yet, it vetoes.
+    h_t = sigma_(t+1) - sigma_t, so that all steps of a flow-matching run together have size 1. spent is the bound of
+    `Session.bound` for Euler's method, in units of the model's output instead of the latent: (1 + |h| L) <= exp(|h| L)
+    for every later step. It is an estimate, as eps is, and as L = 0 (the default) leaves out how a deviation grows.
+
+    total: relative L1 of the model's output, averaged over the way from noise to clean. lipschitz: L. among: where it
+    guards, as "step/cfg/block"; by default `at`. Where nothing can be predicted yet, it vetoes. Where the size of a
+    step is not known, what is left of the way counts for it; without sigmas, one part in num_steps.
     """
 
+    name: ClassVar[str] = "budget"
     signals = ("predicted_change",)
     branches = "leader"
+    one_state = True
 
-    total: float = field(default=1.0, validator=ge(0))
+    total: float = field(default=0.05, validator=ge(0))
+    lipschitz: float = field(default=0.0, validator=ge(0))
+    among: str | None = field(default=None, converter=_granularities)
 
     @define
     class State:
-        """Predicted error spent in this run, and accumulated since the last computed evaluation."""
+        """What has been spent in this run, and the predicted error accumulated since each point was computed."""
 
         spent: float = 0.0
-        accumulated: float = 0.0
+        accumulated: dict[tuple[Granularity, str], float] = Factory(dict)
+
+    @property
+    def granularities(self) -> frozenset[Granularity]:
+        """Those of `among`, else `at`."""
+        return frozenset(map(parse_granularity, (self.among or str(self.at)).split("/")))
+
+    def charge(self, point: Point, error: float) -> float:
+        """What a reuse that is off by `error` adds to the deviation at the end."""
+        level = point.level
+        if level is None or level.prediction != "flow":
+            return error / point.num_steps * math.exp(self.lipschitz)
+        until = 0.0 if level.until is None else level.until
+        grown = level.sigma if level.until is None else until
+        return abs(level.sigma - until) * error * math.exp(min(self.lipschitz * grown, 700.0))
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Veto what the budget does not cover; abstain otherwise."""
         change = reading["predicted_change"]
         if change is None:
             return Vote.compute("nothing to predict the error from yet", veto=True)
-        if state.spent + state.accumulated + change > self.total:
-            return Vote.compute(f"error budget of {self.total:g} spent", veto=True)
-        return Vote.abstain("within the error budget")
+        error = state.accumulated.get((point.granularity, point.site), 0.0) + change
+        after = state.spent + self.charge(point, error)
+        if not after <= self.total:
+            return Vote.compute(f"would spend {after:.3g} of an error budget of {self.total:g}", veto=True)
+        return Vote.abstain(f"would spend {after:.3g} of an error budget of {self.total:g}")
 
     def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
         """Charge a reuse; a compute ends the accumulation."""
+        key = point.granularity, point.site
         if not outcome.reused:
-            state.accumulated = 0.0
+            state.accumulated[key] = 0.0
             return
-        state.accumulated += outcome.reading.get("predicted_change") or 0.0
-        state.spent += state.accumulated
+        error = state.accumulated.get(key, 0.0) + (outcome.reading.get("predicted_change") or 0.0)
+        state.accumulated[key] = error
+        state.spent += self.charge(point, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mixcache import Policy, hookimpl
 from mixcache_policies.adacache import AdaCache
-from mixcache_policies.budget import Budget
+from mixcache_policies.budget import ErrorBudget
 from mixcache_policies.bwcache import BWCache
 from mixcache_policies.cfg_interval import CFGInterval
 from mixcache_policies.dbcache import DBCache
@@ -27,7 +27,7 @@ def mixcache_policies() -> list[type[Policy]]:
     return [
         AdaCache,
         BWCache,
-        Budget,
+        ErrorBudget,
         CFGInterval,
         DBCache,
         DeltaDiT,

@@ -23,6 +23,7 @@ PACKAGES = {
 }
 LAYERS = [
     *["errors", "points", "adapter", "calibration", "policy", "basis", "forecast", "forecast_published", "signals"],
+    *["bounds"],
     *["hookspecs", "voting", "store", "plugins", "plan", "trace", "report", "scheduler", "steps", "attach", "calls"],
     *["runs", "session"],
 ]

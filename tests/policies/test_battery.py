@@ -12,13 +12,13 @@ from mixcache import Point, Policy, Reading, Vote, plugins
 from mixcache.testing import check_policy
 from mixcache_policies import (
     AdaCache,
-    Budget,
     BWCache,
     CFGInterval,
     DBCache,
     DeltaDiT,
     DiCache,
     EasyCache,
+    ErrorBudget,
     FasterCache,
     FirstBlock,
     MagCache,
@@ -35,8 +35,8 @@ RATIOS = {"cond": [1.0, 1.1, 1.02, 0.98, 1.0, 0.9], "uncond": [1.0, 0.8, 1.0, 1.
 CONFIGURATIONS = [
     AdaCache(),
     AdaCache(codebook="0.01:5 1:2 3:1", first_steps=2, longest_run=2),
-    Budget(),
-    Budget(total=0.05, first_steps=1),
+    ErrorBudget(),
+    ErrorBudget(total=0.05, first_steps=1),
     BWCache(),
     BWCache(threshold=5.0, run_share=0.3, open_share=2.0, first_steps=1, last_steps=1),
     CFGInterval(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,24 +12,97 @@ from hypothesis import strategies as st
 
 import mixcache
 from mixcache.testing import simulate
-from mixcache_policies import Budget, DBCache, FirstBlock, Static, Window
+from mixcache_policies import DBCache, ErrorBudget, FirstBlock, Static, Window
+from tests.flows import Affine, Trial, euler
 from tests.helpers import reused_steps
 from tests.pipelines import Tiny
 
 EAGER = Static(every=1000, first_steps=0, last_steps=0)
 
 
-@given(st.lists(st.none() | st.floats(0, 0.5), min_size=1, max_size=15), st.floats(0, 2))
-def test_a_budget_is_never_overspent(changes: list[float | None], total: float) -> None:
-    """Exactly the reuses that the sum of accumulated changes allows, and no more."""
-    records = simulate([EAGER, Budget(total=total)], [{"predicted_change": c} for c in changes])
+ADVERSARIAL = st.none() | st.floats(0, 0.5) | st.sampled_from([0.0, -0.0, 1e30, float("nan"), float("inf")])
+
+
+@given(st.lists(ADVERSARIAL, min_size=1, max_size=15), st.floats(0, 0.2), st.floats(0, 3))
+def test_a_budget_is_never_overspent(changes: list[float | None], total: float, lipschitz: float) -> None:
+    """Exactly the reuses that the sum of charges allows, and no more; a step counts for all that is left of the way."""
+    guard = ErrorBudget(total=total, lipschitz=lipschitz)
+    records = simulate([EAGER, guard], [{"predicted_change": c} for c in changes])
     spent = accumulated = 0.0
     for step, (record, change) in enumerate(zip(records, changes)):
-        wanted = step > 0 and change is not None and spent + accumulated + change <= total
+        finite = change is not None and math.isfinite(change)
+        left = record.point.sigma or 0.0
+        charge = left * (accumulated + change) * math.exp(lipschitz * left) if finite else math.inf
+        wanted = step > 0 and spent + charge <= total
         assert record.outcome.reused is wanted
         accumulated = accumulated + change if wanted else 0.0
-        spent += accumulated
+        spent += charge if wanted else 0.0
     assert spent <= total
+
+
+@pytest.mark.parametrize("at", ["step", "cfg", "block"])
+def test_a_budget_charges_steps_by_their_size(at: str) -> None:
+    """On a run whose noise levels are known: |h| error exp(L sigma after it), from the trace, written out."""
+    trial = Trial(
+        model=Affine(torch.Generator().manual_seed(5), 1.0),
+        scheduler=lambda: euler([1.0, 0.97, 0.9, 0.8, 0.5, 0.45, 0.2, 0.1]),
+        layout="sequential",
+        guidance=2.0,
+    )
+    reused = []
+    for total in (0.0, 0.02, 0.1, 0.5, 50.0):
+        guard = ErrorBudget(total=total, at=at, lipschitz=0.7)
+        with mixcache.enable(trial.model, [f"static:every=100,at={at}", guard], adapter=trial.adapter) as session:
+            trial.run(session)
+        spent = accumulated = 0.0
+        for record in session.records:
+            if not record.point.leads and at != "cfg":
+                continue
+            if record.outcome.reused:
+                accumulated += record.reading["predicted_change"]
+                # a loop of one's own does not tell the next sigma: what is left of the way counts
+                spent += record.point.sigma * accumulated * math.exp(0.7 * record.point.sigma)
+            else:
+                accumulated = 0.0
+        assert spent <= total
+        reused.append(len(reused_steps(session, at)))
+    assert reused[0] == 0 < reused[-1]
+    assert reused == sorted(reused)
+
+
+def test_a_budget_knows_the_size_of_a_pipelines_steps(tiny_wan_random: Tiny) -> None:
+    with mixcache.enable(tiny_wan_random.pipe, "easycache:threshold=9,first_steps=2", budget=0.3) as session:
+        tiny_wan_random.run(16)
+    sigmas = tiny_wan_random.pipe.scheduler.sigmas.tolist()
+    spent = accumulated = 0.0
+    for record in (r for r in session.records if r.point.leads):
+        i = record.point.step
+        change = record.reading["predicted_change"] or 0.0
+        accumulated = accumulated + change if record.outcome.reused else 0.0
+        spent += (sigmas[i] - sigmas[i + 1]) * accumulated
+        assert record.point.level.until == pytest.approx(sigmas[i + 1])
+    assert 0 < spent <= 0.3
+    vetoed = [r.outcome.reason for r in session.records if "of an error budget of 0.3" in r.outcome.reason]
+    assert any("budget: would spend" in reason for reason in vetoed)
+
+
+@pytest.mark.parametrize("policies", [["static:every=4"], ["static:every=4", "cfg:every=2"], "static:every=2,at=block"])
+def test_a_tighter_budget_reuses_less_and_none_at_all_is_exact(tiny_wan_random: Tiny, policies: Any) -> None:
+    bare, counts = tiny_wan_random.run(12), []
+    for budget in (0.0, 0.01, 0.1, 1e9):
+        with mixcache.enable(tiny_wan_random.pipe, policies, budget=budget) as session:
+            latents = tiny_wan_random.run(12)
+        counts.append(sum(r.outcome.reused for r in session.records))
+        assert torch.equal(latents, bare) is (counts[-1] == 0)
+    assert counts[0] == 0 < counts[-1]
+    assert counts == sorted(counts)
+
+
+@pytest.mark.parametrize("budget", [-1, float("nan"), float("inf"), "much", True])
+def test_a_bad_budget_is_refused(tiny_wan_random: Tiny, budget: Any) -> None:
+    with pytest.raises(mixcache.ConfigurationError, match=f"`budget` must be None or .*got {budget!r}"):
+        mixcache.enable(tiny_wan_random.pipe, "static", budget=budget)
+    mixcache.enable(tiny_wan_random.pipe, "static").disable()  # nothing was left attached
 
 
 def test_a_window_binds_policies_that_have_none() -> None:
@@ -41,7 +115,7 @@ def test_a_window_binds_policies_that_have_none() -> None:
 
 
 def test_guards_alone_compute() -> None:
-    for guard in (Window(), Budget(total=100)):
+    for guard in (Window(), ErrorBudget(total=100)):
         readings = [{"predicted_change": 0.1}] * 5
         assert not any(r.outcome.reused for r in simulate([guard], readings))
 
