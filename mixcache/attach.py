@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,9 +140,26 @@ class Attachment:
             self._own_forward = "forward" in vars(model)
             registry.register_hook(hook, HOOK_NAME)
         registry.invalidate_child_registries_cache()
+        vars(model)["__reduce_ex__"] = self._reduce
+
+    def _reduce(self, protocol: Any) -> tuple[Any, ...]:
+        """A pickle or a deep copy of the model is the plain model: a hook of diffusers would call the original's.
+
+        Raises `AttachError` where others have hooked the model as well: what they did is not ours to copy.
+        """
+        state = dict(vars(self.model))
+        if set(self.model._diffusers_hook.hooks) != {HOOK_NAME} or self._own_forward or "_hf_hook" in state:
+            raise AttachError(
+                f"this {type(self.model).__name__} has hooks of others beside mixcache's, which do not survive copying "
+                "or pickling; disable() the session and remove them first."
+            )
+        for name in ("__reduce_ex__", "_diffusers_hook", "forward"):
+            state.pop(name, None)
+        return copyreg.__newobj__, (type(self.model),), state  # type: ignore[attr-defined]
 
     def detach(self) -> None:
         """Take the hook off and leave the model as it was found; doing so twice is harmless."""
+        vars(self.model).pop("__reduce_ex__", None)
         registry = getattr(self.model, "_diffusers_hook", None)
         if registry is None or registry.get_hook(HOOK_NAME) is None:
             return

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
 
 
 class MixcacheError(Exception):
@@ -33,8 +36,24 @@ class RunError(MixcacheError):
 
 
 class PluginError(MixcacheError):
-    """A plugin returned something that its hook does not allow; names the plugin."""
+    """A plugin raised an error, or returned something that its hook does not allow; names the plugin."""
 
 
 class TraceError(MixcacheError, ValueError):
     """A trace file or record that is not a trace, or lacks a signal that a replayed policy reads."""
+
+
+T = TypeVar("T")
+
+
+def called(who: tuple[str, object], function: Callable[..., T], *args: Any, **named: Any) -> T:
+    """`function(*args)`; what it raises becomes a `PluginError` that says who raised it: (kind, name or object).
+
+    Errors of mixcache's own and a lack of memory pass as they are.
+    """
+    try:
+        return function(*args, **named)
+    except (MixcacheError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(f"{who[0]} {who[1]!r} raised {type(error).__name__}: {error}") from error

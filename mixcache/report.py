@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, define, evolve, field, frozen
 from rich.console import Console
 from rich.table import Table
 
@@ -17,22 +16,78 @@ from mixcache.trace import Record
 
 
 @frozen(kw_only=True)
-class GranularityReport:
-    """One granularity: visits that computed or reused, the reasons, and the largest relative errors of a reuse.
+class Errors:
+    """Relative errors (L1, dimensionless) of reuses: how many, their sum, the largest, and where that was."""
 
-    worst_true_error is known under `audit=True` alone.
+    count: int
+    total: float
+    worst: float
+    at: str
+
+    def joined(self, error: float, at: str) -> Errors:
+        """With one more."""
+        worst, where = (error, at) if not error <= self.worst else (self.worst, self.at)
+        return Errors(count=self.count + 1, total=self.total + error, worst=worst, at=where)
+
+
+@frozen(kw_only=True)
+class GranularityReport:
+    """One granularity: visits that computed or reused, the reasons, and the errors of the reuses.
+
+    predicted: by the policies, before the reuse. true: measured beside it, known under `audit=True` alone.
     """
 
     computed: int
     reused: int
     reasons: dict[str, int]
-    worst_predicted_error: float | None
-    worst_true_error: float | None = None
+    predicted: Errors | None = None
+    true: Errors | None = None
 
     @property
     def ideal_speedup(self) -> float:
         """Visits over computed visits: the speed-up if reusing cost nothing."""
         return (self.computed + self.reused) / max(self.computed, 1)
+
+
+REASONS_SHOWN = 12
+REASONS_KEPT = 200
+"""Different reasons that are counted by granularity; the others are counted together."""
+
+
+@define
+class Tally:
+    """The running count of a session's records, of constant size however many there are."""
+
+    visits: dict[Granularity, GranularityReport] = field(factory=dict)
+    shares: Counter[float] = field(factory=Counter)
+    seconds: float | None = 0.0
+
+    def add(self, record: Record) -> None:
+        """Count a record."""
+        point, outcome = record.point, record.outcome
+        before = self.visits.get(point.granularity) or GranularityReport(computed=0, reused=0, reasons={})
+        reason = f"{'reused' if outcome.reused else 'computed'}: {outcome.reason}"
+        if reason not in before.reasons and len(before.reasons) >= REASONS_KEPT:
+            reason = f"{'reused' if outcome.reused else 'computed'}: for other reasons"
+        before.reasons[reason] = before.reasons.get(reason, 0) + 1
+        at = f"run {record.run}, step {point.step}, {point.branch}{point.site and ', ' + point.site}"
+        self.visits[point.granularity] = GranularityReport(
+            computed=before.computed + (not outcome.reused),
+            reused=before.reused + outcome.reused,
+            reasons=before.reasons,
+            predicted=_with(before.predicted, outcome.predicted_error, at),
+            true=_with(before.true, outcome.true_error, at),
+        )
+        if outcome.reused:
+            self.shares[point.share] += 1
+        elif point.granularity is Granularity.STEP and self.seconds is not None:
+            self.seconds = None if record.seconds is None else self.seconds + record.seconds
+
+
+def _with(errors: Errors | None, error: float | None, at: str) -> Errors | None:
+    if error is None:
+        return errors
+    return Errors(count=1, total=error, worst=error, at=at) if errors is None else errors.joined(error, at)
 
 
 @frozen(kw_only=True)
@@ -62,30 +117,16 @@ class Report:
 
     @classmethod
     def of(
-        cls, records: Sequence[Record], *, calls: int, peak_bytes: int, foreign_calls: int, notes: tuple[str, ...] = ()
+        cls, tally: Tally, *, runs: int, calls: int, peak_bytes: int, foreign_calls: int, notes: tuple[str, ...] = ()
     ) -> Report:
-        """Count the records of a session whose runs made `calls` model calls."""
-        visits = {}
-        for granularity in Granularity:
-            here = [record for record in records if record.point.granularity is granularity]
-            if here:
-                errors = [r.outcome.predicted_error for r in here if r.outcome.predicted_error is not None]
-                true = [r.outcome.true_error for r in here if r.outcome.true_error is not None]
-                visits[granularity.value] = GranularityReport(
-                    computed=sum(not record.outcome.reused for record in here),
-                    reused=sum(record.outcome.reused for record in here),
-                    reasons=dict(Counter(_reason(record) for record in here).most_common()),
-                    worst_predicted_error=max(errors, default=None),
-                    worst_true_error=max(true, default=None),
-                )
-        steps = [record for record in records if record.point.granularity is Granularity.STEP]
-        seconds = [record.seconds for record in steps if not record.outcome.reused]
+        """The report of a session whose `runs` runs made `calls` model calls."""
+        counted = [(g, tally.visits[g]) for g in Granularity if g in tally.visits]
         return cls(
-            runs=len({record.run for record in records}),
-            visits=visits,
-            evaluations=calls - math.fsum(record.point.share for record in records if record.outcome.reused),
+            runs=runs,
+            visits={g.value: evolve(visit, reasons=dict(Counter(visit.reasons).most_common())) for g, visit in counted},
+            evaluations=calls - math.fsum(share * count for share, count in tally.shares.items()),
             evaluations_uncached=calls,
-            compute_seconds=sum(s for s in seconds if s is not None) if None not in seconds else None,
+            compute_seconds=tally.seconds,
             peak_bytes=peak_bytes,
             foreign_calls=foreign_calls,
             notes=tuple(notes),
@@ -99,20 +140,36 @@ class Report:
         text = io.StringIO()
         console = Console(file=text, width=110, force_terminal=False)
         table = Table(title="mixcache report", title_justify="left")
-        for column in ("granularity", "computed", "reused", "ideal speed-up", "worst predicted error", "true"):
+        for column in ("granularity", "computed", "reused", "ideal speed-up", "predicted error: sum", "worst"):
+            table.add_column(column)
+        audited = any(visit.true for visit in self.visits.values())
+        for column in ("true error: sum", "worst") if audited else ():
             table.add_column(column)
         for name, visit in self.visits.items():
-            errors = [
-                "-" if error is None else f"{error:.4f}"
-                for error in (visit.worst_predicted_error, visit.worst_true_error)
+            cells = [
+                name,
+                str(visit.computed),
+                str(visit.reused),
+                f"{visit.ideal_speedup:.2f}x",
+                *_cells(visit.predicted),
             ]
-            table.add_row(name, str(visit.computed), str(visit.reused), f"{visit.ideal_speedup:.2f}x", *errors)
+            if audited:
+                cells += _cells(visit.true)
+            table.add_row(*cells)
         console.print(table)
         calls = f"{self.evaluations:g} of {self.evaluations_uncached} evaluations made in {self.runs} run(s)"
         console.print(f"{calls}: {self.ideal_speedup:.2f}x; cache at most {self.peak_bytes:,} bytes")
         for name, visit in self.visits.items():
-            for reason, count in visit.reasons.items():
+            if visit.true is not None:
+                console.print(
+                    f"  {name}: largest true error {visit.true.worst:.4f} at {visit.true.at}", highlight=False
+                )
+            shown = list(visit.reasons.items())[:REASONS_SHOWN]
+            for reason, count in shown:
                 console.print(f"  {name}: {count:4d}  {reason}", highlight=False)
+            if len(visit.reasons) > len(shown):
+                rest = len(visit.reasons) - len(shown)
+                console.print(f"  {name}:       and {rest} rarer reasons: to_dict() has all, the trace each visit's")
         if self.foreign_calls:
             console.print(f"  {self.foreign_calls} calls belonged to no run of this pipeline and were computed")
         for note in self.notes:
@@ -122,5 +179,5 @@ class Report:
         return text.getvalue().rstrip()
 
 
-def _reason(record: Record) -> str:
-    return f"{'reused' if record.outcome.reused else 'computed'}: {record.outcome.reason}"
+def _cells(errors: Errors | None) -> tuple[str, str]:
+    return ("-", "-") if errors is None else (f"{errors.total:.4f}", f"{errors.worst:.4f}")

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
 from mixcache.basis import Streams
+from mixcache.errors import PluginError, called
 from mixcache.forecast import Entry
 from mixcache.plan import Plan
 from mixcache.plugins import new_manager
-from mixcache.points import Outcome, Point, Reading, RunInfo, Vote
+from mixcache.points import Outcome, Point, Reading, RunInfo, Verdict, Vote
 from mixcache.signals import Memory, Tensors
-from mixcache.store import Anchor, Slot, Store, form_of, streams_of
+from mixcache.store import Anchor, Slot, Store, check_form, form_of, on_host, streams_of, total_of
 from mixcache.trace import Record
 from mixcache.voting import decide, voters
 
 Visit = Generator[None, Streams, Streams]
+T = TypeVar("T")
+NOTHING: tuple[Streams | None, str | None] = (None, None)
+UNDECIDED: tuple[Reading, tuple[Vote, ...], Verdict] = ({}, (), Verdict(reuse=False, reason=""))
 
 
 @frozen(kw_only=True)
@@ -48,6 +53,7 @@ class CacheScheduler:
         self._keep = keep
         self.reuses = 0
         self._auditing = False
+        self._failures: list[str] = []
         self._manager = new_manager([*plan.plugins, *((f"policy:{v.label}", v) for v in voters(plan.policies))])
         self._manager.hook.mixcache_run_started(run=run)
 
@@ -60,29 +66,36 @@ class CacheScheduler:
         if self._auditing:  # within the computation that a reuse is compared with: nothing is decided or remembered
             return (yield)
         slot = self.store.slot(point)
-        changed = slot.admit(form_of(anchor))
-        reading = self._measure(slot, point, anchor, around)
-        votes = self._votes(point, reading)
-        verdict = decide(votes, self.plan.rule)
+        changed, slot.trouble = slot.admit(form_of(anchor)), None
+        reading, votes, verdict = self._surviving(UNDECIDED, self._decide, slot, point, anchor, around)
         age = None if slot.last_computed is None else point.step - slot.last_computed
         output, obstacle, seconds, exact = None, None, None, around.exact
         if verdict.reuse:
-            output, obstacle = self._rebuild(slot, point, anchor, around.prefix)
+            output, obstacle = self._surviving(NOTHING, self._rebuild, slot, point, anchor, around.prefix)
         reused = output is not None
         if output is None:
             reuses, started = self.reuses, time.perf_counter()
             output = yield
             seconds = time.perf_counter() - started if output[0].device.type == "cpu" else None
             exact = exact and self.reuses == reuses
-            self._remember(slot, point, anchor, output, around, exact)
+            self._surviving(None, self._remember, slot, point, anchor, output, around, exact)
         true_error = (yield from self._audit(output)) if reused and self.plan.audit else None
         self.reuses += reused
-        reason = "; ".join(filter(None, [changed, obstacle and f"{obstacle} to reuse", verdict.reason]))
+        told = [changed or slot.trouble, obstacle and f"{obstacle} to reuse", *self._failures, verdict.reason]
         error = verdict.error if reused else None
         outcome = Outcome(
-            reused=reused, reason=reason, reading=reading, predicted_error=error, true_error=true_error, age=age
+            reused=reused,
+            reason="; ".join(filter(None, told)),
+            reading=reading,
+            predicted_error=error,
+            true_error=true_error,
+            age=age,
         )
-        self._manager.hook.mixcache_observe(point=point, outcome=outcome)
+        self._failures.clear()
+        self._surviving(None, self._observe, point, outcome)
+        if self._failures:
+            outcome = evolve(outcome, reason="; ".join([outcome.reason, *self._failures]))
+            self._failures.clear()
         record = Record(
             run=self.run.index,
             point=point,
@@ -106,9 +119,28 @@ class CacheScheduler:
         scale = Tensors(anchor=truth[0], samples=self.plan.samples)
         return float((scale.norm(truth[0] - output[0]) / scale.norm(truth[0])).amax())
 
-    def _votes(self, point: Point, reading: Reading) -> tuple[Vote, ...]:
-        votes = self._manager.hook.mixcache_vote(point=point, reading=reading)
-        return tuple(sorted(votes, key=lambda vote: vote.policy))
+    def _surviving(self, otherwise: T, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`; with on_error="compute" a plugin that fails is noted, and `otherwise` stands instead."""
+        try:
+            return function(*args)
+        except PluginError as error:
+            if self.plan.on_error == "raise":
+                raise
+            self._failures.append(f"failed: {error}")
+            return otherwise
+
+    def _decide(
+        self, slot: Slot, point: Point, anchor: Anchor, around: Around
+    ) -> tuple[Reading, tuple[Vote, ...], Verdict]:
+        """What is measured, what is voted, and the verdict."""
+        reading = self._measure(slot, point, anchor, around)
+        found = called(("hook", "mixcache_vote"), self._manager.hook.mixcache_vote, point=point, reading=reading)
+        votes = tuple(sorted(found, key=lambda vote: vote.policy))
+        return reading, votes, called(("rule", self.plan.rule), decide, votes, self.plan.rule)
+
+    def _observe(self, point: Point, outcome: Outcome) -> None:
+        """Tell the plugins what came of the point."""
+        called(("hook", "mixcache_observe"), self._manager.hook.mixcache_observe, point=point, outcome=outcome)
 
     def _measure(self, slot: Slot, point: Point, anchor: Anchor, around: Around) -> Reading:
         """All signals asked for at this visit, in one transfer to the host; `None` where there is no history yet."""
@@ -121,7 +153,7 @@ class CacheScheduler:
         values = dict(slot.after)
         known = self._tensors(slot, values, anchor, around)
         for signal in gauge.before:
-            value = signal.measure(known)
+            value = called(("signal", signal.name), signal.measure, known)
             if value is not None:
                 values[signal.name] = value
         now: dict[Memory, Tensor | None] = {"previous_prefix": around.prefix, "previous_probe": around.probe}
@@ -130,8 +162,12 @@ class CacheScheduler:
         slot.remember(gauge.reads, now)
         wanted = [signal for signal in (*gauge.before, *gauge.after) if signal.name in values]
         if wanted:
-            numbers = torch.stack([signal.reduce(values[signal.name]) for signal in wanted]).tolist()
-            reading.update(zip((signal.name for signal in wanted), numbers))
+            numbers = [called(("signal", signal.name), signal.reduce, values[signal.name]) for signal in wanted]
+            total = [] if slot.total is None else [slot.total.to(numbers[0].dtype)]
+            read = torch.stack([*numbers, *total]).tolist()
+            slot.trouble = slot.broken(read[-1]) if total else None
+            if slot.trouble is None:
+                reading.update(zip((signal.name for signal in wanted), read))
         return reading
 
     def _tensors(self, slot: Slot, values: dict[str, Tensor], anchor: Anchor, around: Around) -> Tensors:
@@ -154,9 +190,14 @@ class CacheScheduler:
         history = tuple(slot.history)
         if self.plan.offload is not None:
             history = tuple(entry.to(streams_of(anchor)[0].device) for entry in history)
-        z = self.plan.forecasters[point.granularity].forecast(history, point, prefix)
-        output = self.plan.bases[point.granularity].decode(z, streams_of(anchor), point)
-        return output, None if output is not None else "singular basis"
+        forecaster, basis = self.plan.forecasters[point.granularity], self.plan.bases[point.granularity]
+        z = called(("forecaster", forecaster), forecaster.forecast, history, point, prefix)
+        check_form(("forecaster", forecaster), z, form_of(history[-1].z))
+        output = called(("basis", basis), basis.decode, z, streams_of(anchor), point)
+        if output is None:
+            return None, "singular basis"
+        check_form(("basis", basis), output, slot.made)
+        return output, None
 
     def _remember(self, slot: Slot, point: Point, anchor: Anchor, output: Streams, around: Around, exact: bool) -> None:
         """Store a computed output for later reuse."""
@@ -165,13 +206,22 @@ class CacheScheduler:
             return
         if gauge.measures(point):
             self._measure_after(slot, point, anchor, output[0], around)
-        z = self.plan.bases[point.granularity].encode(output, streams_of(anchor), point)
-        if z is not None:
+        basis = self.plan.bases[point.granularity]
+        z = called(("basis", basis), basis.encode, output, streams_of(anchor), point)
+        slot.made = form_of(output)
+        if z is not None and self._finite(slot, z):
             prefix = around.prefix if self.plan.forecasters[point.granularity].reads_prefix else None
             entry = Entry(z=z, point=point, exact=exact, prefix=prefix)
             slot.history.append(entry if self.plan.offload is None else entry.to(self.plan.offload))
         slot.last_computed = point.step
         self.store.keep(slot)
+
+    def _finite(self, slot: Slot, z: Streams) -> bool:
+        """Whether `z` may be stored. On another device that is read with the next signals, if there are any."""
+        slot.total = total_of(z).detach()
+        if on_host(slot.total):
+            slot.trouble = slot.broken(float(slot.total.numpy()))
+        return slot.trouble is None
 
     def _measure_after(self, slot: Slot, point: Point, anchor: Anchor, output: Tensor, around: Around) -> None:
         """Measure what is known only after computing; it stays on the device and is read at the next vote."""
@@ -184,7 +234,7 @@ class CacheScheduler:
             rebuilt=None if rebuilt is None else rebuilt[0],
         )
         for signal in gauge.after:
-            value = signal.measure(known)
+            value = called(("signal", signal.name), signal.measure, known)
             if value is not None:
                 values[signal.name] = value
         slot.after = values

@@ -21,8 +21,8 @@ from mixcache.calls import Layout, ModelCall, Produce, Walk, guided, guided_in_o
 from mixcache.errors import ConfigurationError
 from mixcache.plan import Plan, make_plan
 from mixcache.points import Granularity, Point, Prediction
-from mixcache.report import Report
-from mixcache.runs import Run, Runs
+from mixcache.report import Report, Tally
+from mixcache.runs import RUNS_KEPT, Run, Runs
 from mixcache.scheduler import CacheScheduler, drive
 from mixcache.steps import Call, Place, guidance_of
 from mixcache.trace import Record
@@ -31,11 +31,12 @@ from mixcache.trace import Record
 class Session:
     """mixcache on one pipeline or transformer. Made by `mixcache.enable`; a context manager that disables on leaving.
 
-    Every run has its own memory; every thread its own run. `records` is the trace so far.
+    Every run has its own memory; every thread its own run. `records`: the trace of the last 100 runs at least.
     """
 
     def __init__(self, target: Any, plan: Plan, adapter: ModelAdapter | None, trace_file: str | Path | None) -> None:
         self.records: list[Record] = []
+        self._tally = Tally()
         self._pipeline = target if hasattr(target, "components") and hasattr(target, "scheduler") else None
         models = transformers_of(target)
         known = plugins.models()
@@ -86,7 +87,8 @@ class Session:
         """What happened so far: reuse by granularity, evaluations saved, reasons, predicted errors, cache bytes."""
         runs = self._runs
         return Report.of(
-            self.records,
+            self._tally,
+            runs=runs.count,
             calls=runs.calls,
             peak_bytes=runs.peak_bytes,
             foreign_calls=runs.foreign_calls,
@@ -95,12 +97,11 @@ class Session:
 
     def _notes(self) -> tuple[str, ...]:
         """What a user who expected more reuse should know."""
-        visited = {record.point.granularity for record in self.records}
         unvisited = [
             (policy.policy_name(), granularity)
             for policy in self.plan.policies
             for granularity in policy.granularities
-            if self._runs.count and granularity not in visited
+            if self._runs.count and granularity not in self._tally.visits
         ]
         why = {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
         silent = {f"{name!r} decided nothing at {g.value!r}{why.get(g, '')}" for name, g in unvisited}
@@ -145,6 +146,9 @@ class Session:
         return self._runs.explicit(num_steps, prediction, noise_scheduler)
 
     def _keep(self, record: Record) -> None:
+        self._tally.add(record)
+        if self.records and self.records[0].run <= record.run - 2 * RUNS_KEPT:
+            self.records[:] = [kept for kept in self.records if kept.run > record.run - RUNS_KEPT]
         self.records.append(record)
         if self._trace is not None:
             self._trace.write(record.to_json() + "\n")
@@ -160,7 +164,7 @@ class Session:
         run, place = found
         model_call = ModelCall(model, forward, args, kwargs, self._adapters[call.component])
         latent = model_call.adapter.latent(model, model_call.arguments)
-        point = self._point(place, call.component)
+        point = place.point(call.component if len(self._adapters) > 1 else "")
         reuses = run.scheduler.reuses
         produce = self._nest(run, place, point, model_call, latent)
         (output,) = produce()
@@ -239,17 +243,6 @@ class Session:
         layout = self._layouts[id(model)] = Layout.of(model, self._adapters[component], policies, reads)
         for index, block in layout.modules(model):
             self._attachments.append(Attachment(block, block_hook(self._block, index)))
-
-    def _point(self, place: Place, component: str) -> Point:
-        return Point(
-            granularity=Granularity.STEP,
-            step=place.step,
-            num_steps=place.num_steps,
-            branch=place.branch,
-            site=component if len(self._adapters) > 1 else "",
-            leads=place.ordinal == 0,
-            level=place.level,
-        )
 
 
 def enable(

@@ -15,7 +15,7 @@ import torch
 from attrs import define, field, frozen
 
 from mixcache.errors import RunError
-from mixcache.points import NoiseLevel, Prediction
+from mixcache.points import Granularity, NoiseLevel, Point, Prediction
 
 
 @frozen(kw_only=True)
@@ -133,6 +133,18 @@ class Place:
     branch: str
     ordinal: int
     level: NoiseLevel | None
+
+    def point(self, site: str) -> Point:
+        """The STEP point of a call that stands here."""
+        return Point(
+            granularity=Granularity.STEP,
+            step=self.step,
+            num_steps=self.num_steps,
+            branch=self.branch,
+            site=site,
+            leads=self.ordinal == 0,
+            level=self.level,
+        )
 
 
 @define(kw_only=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from attrs import define, field
 from torch import Tensor
 
 from mixcache.basis import Streams
+from mixcache.errors import PluginError
 from mixcache.forecast import Entry
 from mixcache.points import Granularity, Point
 from mixcache.signals import Memory
@@ -24,6 +27,8 @@ class Slot:
     """The memory of one point (granularity, site, branch): its history, and the tensors that signals compare with.
 
     memory: those tensors by name, such as "previous_anchor". after: signals measured after the last compute.
+    made: the form of the last computed output. total: the sum over what was stored last, until it is known that it is
+    finite. trouble: what was found wrong with it at this visit.
     """
 
     history: deque[Entry]
@@ -33,6 +38,9 @@ class Slot:
     last_computed: int | None = None
     counted: dict[int, int] = field(factory=dict)
     no_room: bool = False
+    made: Form | None = None
+    total: Tensor | None = None
+    trouble: str | None = None
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the slot holds."""
@@ -42,6 +50,8 @@ class Slot:
                 yield entry.prefix
         yield from self.memory.values()
         yield from self.after.values()
+        if self.total is not None:
+            yield self.total
 
     def remember(self, names: Iterable[Memory], tensors: Mapping[Memory, Tensor | None]) -> None:
         """Keep those of `tensors` that `names` asks for; what is not there now is forgotten."""
@@ -57,6 +67,15 @@ class Slot:
         self.history.clear()
         self.after.clear()
         self.memory.clear()
+        self.total = None
+
+    def broken(self, total: float) -> str | None:
+        """Forget everything if the sum over what was stored last is not finite, and say so."""
+        self.total = None
+        if math.isfinite(total):
+            return None
+        self.drop()
+        return "the model gave values that are not finite"
 
     def admit(self, form: Form) -> str | None:
         """Take an anchor of this form; if it is not that of the history, drop all and say what changed."""
@@ -143,6 +162,27 @@ def form_of(anchor: Anchor) -> Form:
     if isinstance(streams, Deferred):
         return streams.form
     return tuple((tuple(t.shape), t.dtype, t.device) for t in streams)
+
+
+def check_form(who: tuple[str, object], streams: Any, form: Form | None) -> None:
+    """Raise `PluginError` if what a plugin made is not streams of this form."""
+    good = isinstance(streams, tuple) and all(isinstance(stream, Tensor) for stream in streams)
+    if not good or (form is not None and form_of(streams) != form):
+        made = _shapes(form_of(streams)) if good else repr(streams)[:80]
+        raise PluginError(
+            f"{who[0]} {who[1]!r} must return a tuple of tensors of {_shapes(form or ())}; it returned {made}."
+        )
+
+
+def total_of(streams: Streams) -> Tensor:
+    """One number that is finite if and only if every element is (and their sum within float32)."""
+    sums = [s.sum(dtype=torch.promote_types(s.dtype, torch.float32)) for s in streams]
+    return sums[0] if len(sums) == 1 else torch.stack([one.to(sums[0].dtype) for one in sums]).sum()
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether reading it makes no device wait."""
+    return tensor.device.type == "cpu"
 
 
 def _shapes(form: Form) -> str:

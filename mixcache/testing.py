@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mixcache import plugins, trace
 from mixcache.basis import Residual
-from mixcache.errors import ConfigurationError
+from mixcache.errors import ConfigurationError, PluginError
 from mixcache.forecast import Hold
 from mixcache.plan import Plan
 from mixcache.points import Granularity, NoiseLevel, Point, Reading, RunInfo, Vote
@@ -171,8 +171,10 @@ def _runs(policy: Policy, num_steps: int | None) -> st.SearchStrategy[_Drawn]:
 def _simulate(policies: Sequence[Policy], readings: _Readings, branches: Sequence[str], **more: Any) -> list[Record]:
     try:
         return simulate(policies, readings, branches=branches, **more)
-    except KeyError as error:
-        raise AssertionError(f"a policy reads a signal that it does not name in `signals`: {error}") from error
+    except PluginError as error:
+        if isinstance(error.__cause__, KeyError):
+            raise AssertionError(f"a policy reads a signal that it does not name in `signals`: {error}") from error
+        raise
 
 
 def _verdicts(records: Sequence[Record]) -> list[tuple[bool, str]]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mixcache.errors import PluginError
+from mixcache.errors import PluginError, called
 from mixcache.hookspecs import hookimpl
 from mixcache.points import Granularity, Outcome, Point, Reading, RunInfo, Verdict, Vote
 from mixcache.policy import Policy
@@ -112,7 +112,7 @@ class Voter:
 
     @hookimpl
     def mixcache_run_started(self, run: RunInfo) -> None:
-        self.policy.started(run)
+        called(("policy", self.label), self.policy.started, run)
 
     @hookimpl
     def mixcache_vote(self, point: Point, reading: Reading) -> Vote | None:
@@ -125,7 +125,7 @@ class Voter:
             return (Vote.reuse(reason) if reused else Vote.compute(reason, veto=veto)).signed(self.label)
         vote = self.policy.guard(point, reading, self._run_lengths.get(key, 0))
         if vote is None:
-            vote = self.policy.vote(point, reading, self._state(point))
+            vote = called(("policy", self.label), self.policy.vote, point, reading, self._state(point))
         if not isinstance(vote, Vote):
             raise PluginError(f"policy {self.label!r} must return a Vote from vote(), got {vote!r}.")
         if vote.veto:  # nor may another policy reuse the branches that follow
@@ -139,7 +139,7 @@ class Voter:
         key = self._key(point)
         self._led[key] = (point.step, outcome.reused)
         self._run_lengths[key] = self._run_lengths.get(key, 0) + 1 if outcome.reused else 0
-        self.policy.observe(point, outcome, self._state(point))
+        called(("policy", self.label), self.policy.observe, point, outcome, self._state(point))
 
 
 def voters(policies: Sequence[Policy]) -> list[Voter]:

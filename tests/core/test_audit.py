@@ -46,6 +46,11 @@ def test_the_true_error_is_its_formula(samples: str) -> None:
         away, size = (outputs[t] - rebuilt).abs(), outputs[t].abs()
         ratio = (away.mean(1) / size.mean(1)).max() if samples == "worst" else away.mean() / size.mean()
         assert session.records[t].outcome.true_error == pytest.approx(float(ratio), rel=1e-5)
-    worst = max(r.outcome.true_error or 0 for r in session.records)
-    assert session.report().visits["step"].worst_true_error == worst
-    assert f"{worst:.4f}" in str(session.report())
+    errors = [r.outcome.true_error or 0.0 for r in session.records]
+    told = session.report().visits["step"].true
+    assert (told.count, told.worst) == (3, max(errors))
+    assert told.total == pytest.approx(sum(errors))
+    assert told.at == f"run 0, step {errors.index(max(errors))}, cond"
+    assert session.report().visits["step"].predicted is None
+    for number in (f"{told.total:.4f}", f"{told.worst:.4f}", told.at):
+        assert number in str(session.report())

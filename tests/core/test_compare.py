@@ -22,7 +22,7 @@ from mixcache.errors import ConfigurationError
 from mixcache.generation import UNCACHED, Generation, Variant, generate
 from mixcache.loading import Model, load
 from mixcache.quality import psnr, relative_error, ssim
-from mixcache.report import GranularityReport, Report
+from mixcache.report import Errors, GranularityReport, Report
 from mixcache.results import markdown, rows, summarize, write_results
 
 PROMPTS = ("a red circle moving left", "a blue square moving up")
@@ -168,7 +168,9 @@ def test_results_are_written_for_people_and_for_programs(
 
 
 def test_a_case_survives_json_whatever_its_numbers_are(measured: tuple[Path, list[Case]]) -> None:
-    visit = GranularityReport(computed=1, reused=2, reasons={"why": 3}, worst_predicted_error=math.inf)
+    visit = GranularityReport(
+        computed=1, reused=2, reasons={"why": 3}, predicted=Errors(count=1, total=math.inf, worst=math.inf, at="x")
+    )
     report = attrs.evolve(measured[1][0].report, visits={"step": visit}, notes=("a", "b"))
     for value in (math.inf, -math.inf, 0.1):
         case = attrs.evolve(measured[1][0], psnr=value, latents_error=None, report=report)

@@ -11,9 +11,15 @@ import torch
 from attrs import frozen
 
 import mixcache
-from mixcache import Point, Policy, Reading, Vote
+from mixcache import Point, Policy, Reading, Vote, scheduler
 from mixcache.session import Session
 from tests.pipelines import Tiny
+
+
+@pytest.fixture(autouse=True)
+def another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors here are on the host; what is read there and nowhere else must not be counted."""
+    monkeypatch.setattr(scheduler, "on_host", lambda tensor: False)
 
 
 @contextmanager
