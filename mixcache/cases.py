@@ -24,12 +24,36 @@ Key = tuple[str, int, str]
 
 
 @frozen(kw_only=True)
+class Reuse:
+    """One entry of the ledger: where, and the relative L1 error that was predicted (if one was) and the true one."""
+
+    granularity: str
+    step: int
+    branch: str
+    predicted: float | None
+    true: float
+
+
+@frozen(kw_only=True)
+class Audit:
+    """What an audited run showed: every reuse, and the bound on the final latent, relative to it.
+
+    kind: what the bound is ("estimate", "none"); why: how it was found, or why there is none.
+    """
+
+    reuses: tuple[Reuse, ...]
+    kind: str
+    why: str
+    bound: float | None
+
+
+@frozen(kw_only=True)
 class Case:
     """One prompt and seed, cached one way, against the uncached runs made right beside it.
 
     uncached_seconds, cached_seconds: of the denoising loop, one pair a repeat. psnr (dB, of the whole clip), ssim (mean
     over the frames). latents_error: relative L2 of the final latents, `None` if the pipeline does not show them.
-    mask: a character a step, "1" computed, "0" reused, "+" in part.
+    mask: a character a step, "1" computed, "0" reused, "+" in part. audit: of one more run, if it was asked for.
     """
 
     prompt: str
@@ -42,6 +66,7 @@ class Case:
     latents_error: float | None
     mask: str
     report: Report
+    audit: Audit | None = None
 
     @property
     def key(self) -> Key:

@@ -162,6 +162,7 @@ def compare(
     limit: has.Limit = None,
     seeds: has.Seeds = 2,
     repeats: has.Repeats = 1,
+    audit: has.Audit = False,
     restart: has.Restart = False,
     model: has.Model = "tiny_wan",
     negative_prompt: has.Negative = None,
@@ -200,6 +201,7 @@ def compare(
         seeds=tuple(range(seeds)),
         variants=variants,
         repeats=repeats,
+        audit=audit,
     )
     _run(has.as_typed(ctx), comparison, out, restart)
 

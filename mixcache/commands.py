@@ -73,7 +73,7 @@ def as_typed(ctx: typer.Context) -> str:
             continue
         values = ctx.params[str(option.name)]
         for value in values if isinstance(values, (list, tuple)) else [values]:
-            words += [option.opts[0], str(value)]
+            words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
     return shlex.join(words)
 
 
@@ -143,6 +143,10 @@ Limit = Annotated[
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0, 1, ... for each prompt.")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Pairs of runs a case; the median counts.")]
+Audit = Annotated[
+    bool,
+    typer.Option("--audit", help="One more run a case, with the true error of every reuse beside the predicted one."),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what --out holds, and measure anew.")]
 Fps = Annotated[float, typer.Option("--fps", min=1, help="Frames a second of the file.")]
 Trace = Annotated[Path | None, typer.Option("--trace", help="Write every decision to this JSON-lines file.")]

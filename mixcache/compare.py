@@ -8,7 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from mixcache.attach import transformers_of
-from mixcache.cases import SCHEMA, Case, CaseStore
+from mixcache.cases import SCHEMA, Audit, Case, CaseStore, Reuse
 from mixcache.errors import ConfigurationError
 from mixcache.generation import UNCACHED, Generation, Variant, generate
 from mixcache.loading import Model, environment
@@ -25,6 +25,7 @@ def _never() -> None:
 class Comparison:
     """What is to be measured: every variant on every prompt and seed, `repeats` pairs of runs each.
 
+    audit: one more cached run a case, in which the true error of every reuse is measured.
     pictured: of how many (prompt, seed), from the first, the clips are kept.
     """
 
@@ -34,6 +35,7 @@ class Comparison:
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
     repeats: int = 1
+    audit: bool = False
     pictured: int = 1
 
     @property
@@ -48,6 +50,7 @@ class Comparison:
             "dtype": sorted({str(model.dtype).removeprefix("torch.") for model in transformers}),
             "call": dict(self.arguments),
             "repeats": self.repeats,
+            "audit": self.audit,
             "environment": environment(self.model.pipeline.device),
         }
 
@@ -86,7 +89,8 @@ def compare(comparison: Comparison, store: CaseStore, watch: Watch | None = None
     watch = watch or Watch()
     keys = [(p, s, v) for p, s in comparison.pairs for v in comparison.variants]
     missing = [index for index, key in enumerate(keys) if not _finished(comparison, store, *key)]
-    watch.started(len(missing) * comparison.repeats * 2, comparison.model.steps(comparison.arguments))
+    calls = comparison.repeats * 2 + comparison.audit
+    watch.started(len(missing) * calls, comparison.model.steps(comparison.arguments))
     try:
         if missing:
             prompt, seed, _ = keys[missing[0]]
@@ -154,7 +158,27 @@ def _measure(
         latents_error=relative_error(uncached.latents, cached.latents) if known else None,  # type: ignore[arg-type]
         mask=cached.mask,
         report=cached.report,
+        audit=_audit(comparison, prompt, seed, variant, watch) if comparison.audit else None,
     )
+
+
+def _audit(comparison: Comparison, prompt: str, seed: int, variant: Variant, watch: Watch) -> Audit:
+    """The ledger of one more cached run, not timed: the model is computed beside every reuse."""
+    made = generate(comparison.model, prompt, seed, comparison.arguments, variant, on_step=watch.step, audit=True)
+    watch.call()
+    assert made.bound is not None  # it was audited
+    reuses = tuple(
+        Reuse(
+            granularity=str(record.point.granularity),
+            step=record.point.step,
+            branch=record.point.branch,
+            predicted=record.outcome.predicted_error,
+            true=record.outcome.true_error,
+        )
+        for record in made.records
+        if record.outcome.true_error is not None
+    )
+    return Audit(reuses=reuses, kind=made.bound.kind, why=made.bound.why, bound=made.bound.relative)
 
 
 def check_variants(variants: Sequence[Variant]) -> tuple[Variant, ...]:

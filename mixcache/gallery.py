@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from mixcache.cases import Case, CaseStore, write_whole
 from mixcache.compare import Comparison
 from mixcache.generation import UNCACHED
-from mixcache.results import HEADER, Summary, caption, rows
+from mixcache.results import AUDITED, HEADER, Summary, audited, caption, rows
 
 SHEET_FRAMES = 8
 """At most so many frames of a clip are on a contact sheet."""
 
+ERRORS = "errors.png"
 _MARKERS = "osD^vP*X<>hd"
 _TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
 
@@ -132,6 +133,32 @@ def speed_quality(path: Path, summaries: Sequence[Summary]) -> None:
     _save(figure, path)
 
 
+def predicted_and_true(path: Path, comparison: Comparison, cases: Sequence[Case]) -> bool:
+    """The scatter of an audit: predicted error to the right, true error up, a dot a reuse; whether there was any."""
+    figure = Figure(figsize=(6.4, 5.6 + 0.2 * len(comparison.variants)), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    seen: list[float] = []
+    for index, variant in enumerate(comparison.variants):
+        ledgers = [case.audit for case in cases if case.variant == variant.label and case.audit is not None]
+        reuses = [reuse for ledger in ledgers for reuse in ledger.reuses if reuse.predicted and reuse.true > 0]
+        pairs = [(reuse.predicted or 0.0, reuse.true) for reuse in reuses]
+        if pairs:
+            seen += [number for pair in pairs for number in pair]
+            across, up = zip(*pairs)
+            axes.scatter(across, up, s=9, alpha=0.4, marker=_MARKERS[index % len(_MARKERS)], label=variant.label)
+    if not seen:
+        return False
+    ends = [min(seen), max(seen)]
+    axes.plot(ends, ends, color="grey", lw=0.8, ls=":", label="predicted = true")
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("predicted error of a reuse, relative L1")
+    axes.set_ylabel("true error, relative L1")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    _save(figure, path)
+    return True
+
+
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     picture = io.BytesIO()
@@ -157,6 +184,8 @@ def page(
         header=HEADER,
         rows=rows(summaries),
         plot=_data(path.with_name("speed_quality.png")),
+        errors=_data(path.with_name(ERRORS)) if path.with_name(ERRORS).exists() else None,
+        audited=[AUDITED, *audited(comparison, cases)],
         groups=_groups(comparison, store, cases),
         settings=_flat(comparison.settings),
     )
@@ -208,7 +237,9 @@ def write_gallery(
     cases: Sequence[Case],
     summaries: Sequence[Summary],
 ) -> None:
-    """Write contact_sheet.png, speed_quality.png and index.html."""
+    """Write contact_sheet.png, speed_quality.png, errors.png (of an audit that predicted any) and index.html."""
+    if not predicted_and_true(folder / ERRORS, comparison, cases):
+        (folder / ERRORS).unlink(missing_ok=True)
     contact_sheet(folder / "contact_sheet.png", strips(comparison, store, cases))
     speed_quality(folder / "speed_quality.png", summaries)
     page(folder / "index.html", command, comparison, store, cases, summaries)

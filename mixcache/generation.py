@@ -19,6 +19,7 @@ from attrs import asdict, fields, frozen
 from numpy.typing import NDArray
 
 from mixcache.attach import transformers_of
+from mixcache.bounds import Bound
 from mixcache.errors import ConfigurationError, MixcacheError
 from mixcache.loading import Model, first_line
 from mixcache.plan import make_plan
@@ -110,11 +111,11 @@ class Variant:
         texts = [f"{name}.{part}" if part.partition("=")[0] in several else f"{name}={part}" for name, part in parts]
         return f"{self.policies} @ {' '.join(texts)}" if texts else self.policies
 
-    def enable(self, pipeline: Any, trace: Path | None = None) -> Session | None:
+    def enable(self, pipeline: Any, trace: Path | None = None, *, audit: bool = False) -> Session | None:
         """A session on the pipeline, or `None` if nothing is to be cached."""
         if not self.caches:
             return None
-        return enable(pipeline, **self._choices(), trace=trace)
+        return enable(pipeline, **self._choices(), trace=trace, audit=audit)
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -142,13 +143,16 @@ UNCACHED = Variant(policies="none")
 @frozen(kw_only=True)
 class Generation:
     """What one call gave: frames_FHWC in [0, 1], the final latents, seconds in the denoising loop, the session's
-    report (`None` uncached) and its mask: a character a step, "1" computed, "0" reused, "+" in part."""
+    report (`None` uncached) and its mask: a character a step, "1" computed, "0" reused, "+" in part.
+    records and bound: of an audited call."""
 
     frames_FHWC: Frames
     latents: torch.Tensor | None
     seconds: float
     report: Report | None = None
     mask: str = ""
+    records: tuple[Record, ...] = ()
+    bound: Bound | None = None
 
 
 class LoopClock:
@@ -211,9 +215,11 @@ def generate(
     *,
     on_step: Callable[[], None] = lambda: None,
     trace: Path | None = None,
+    audit: bool = False,
 ) -> Generation:
     """Call the pipeline once, cached by `variant`. The session is on for this call alone.
 
+    audit: measure the error of every reuse, which takes as long as computing.
     on_step: called after every denoising step. Raises `ConfigurationError` for a call that the pipeline refuses.
     """
     clock = LoopClock(model.pipeline)
@@ -228,7 +234,7 @@ def generate(
     call = dict(arguments, prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), output_type="np")
     if "callback_on_step_end" in inspect.signature(model.pipeline.__call__).parameters:
         call |= {"callback_on_step_end": step_ended, "callback_on_step_end_tensor_inputs": ["latents"]}
-    session = variant.enable(model.pipeline, trace)
+    session = variant.enable(model.pipeline, trace, audit=audit)
     gc.collect()
     gc.disable()
     try:
@@ -246,6 +252,8 @@ def generate(
         seconds=clock.seconds,
         report=session.report() if session is not None else None,
         mask=_mask(session) if session is not None else "",
+        records=tuple(session.records) if session is not None and audit else (),
+        bound=session.bound() if session is not None and audit else None,
     )
 
 

@@ -130,18 +130,55 @@ def caption(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     )
 
 
-def markdown(command: str, comparison: Comparison, summaries: Sequence[Summary]) -> str:
-    """The table as markdown; its first line is the command that prints it."""
-    lines = [HEADER, tuple("---" if column == 0 else "---:" for column in range(len(HEADER))), *rows(summaries)]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"`{command}`\n\n{table}\n\n{caption(comparison, summaries)}\n"
+AUDITED = ("audited", "reuses", "predicted error, mean", "true error, mean", "worst", "at", "bound", "deviation")
+
+
+def audited(comparison: Comparison, cases: Sequence[Case]) -> list[tuple[str, ...]]:
+    """The ledger, one row a variant under `AUDITED`: relative L1 of outputs; bound and deviation: L2 of the latent."""
+    table: list[tuple[str, ...]] = []
+    for variant in comparison.variants:
+        own = [case for case in cases if case.variant == variant.label]
+        ledgers = [case.audit for case in own if case.audit is not None]
+        reuses = [reuse for ledger in ledgers for reuse in ledger.reuses]
+        if not reuses:
+            continue
+        predicted = [reuse.predicted for reuse in reuses if reuse.predicted is not None]
+        worst = max(reuses, key=lambda reuse: reuse.true)
+        bounds = [ledger.bound for ledger in ledgers if ledger.bound is not None]
+        off = [case.latents_error for case in own if case.latents_error is not None]
+        table.append(
+            (
+                variant.label,
+                f"{len(reuses) / len(ledgers):.1f}",
+                f"{statistics.fmean(predicted):.4f}" if predicted else "-",
+                f"{statistics.fmean(reuse.true for reuse in reuses):.4f}",
+                f"{worst.true:.4f}",
+                f"{worst.granularity} {worst.step}, {worst.branch}",
+                f"{statistics.median(bounds):.3g} ({ledgers[0].kind})" if bounds else ledgers[0].why,
+                f"{statistics.fmean(off):.4f}" if off else "-",
+            )
+        )
+    return table
+
+
+def _lines(header: Sequence[str], table: Sequence[Sequence[str]]) -> str:
+    ruler = tuple("---" if column == 0 else "---:" for column in range(len(header)))
+    lines = [header, ruler, *table]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def markdown(command: str, comparison: Comparison, cases: Sequence[Case], summaries: Sequence[Summary]) -> str:
+    """The tables as markdown; the first line is the command that prints them."""
+    ledger = audited(comparison, cases)
+    parts = [f"`{command}`", _lines(HEADER, rows(summaries)), caption(comparison, summaries)]
+    return "\n\n".join([*parts, *([_lines(AUDITED, ledger)] if ledger else [])]) + "\n"
 
 
 def write_results(
     folder: Path, command: str, comparison: Comparison, cases: Sequence[Case], summaries: Sequence[Summary]
 ) -> None:
     """Write results.md and results.json (everything: command, settings, versions, summaries, all cases)."""
-    write_whole(folder / "results.md", markdown(command, comparison, summaries))
+    write_whole(folder / "results.md", markdown(command, comparison, cases, summaries))
     everything: Mapping[str, Any] = {
         "schema": SCHEMA,
         "command": command,

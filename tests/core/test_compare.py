@@ -19,6 +19,7 @@ import mixcache.compare
 from mixcache.cases import Case, CaseStore, converter
 from mixcache.compare import Comparison, Watch, check_variants, compare
 from mixcache.errors import ConfigurationError
+from mixcache.gallery import write_gallery
 from mixcache.generation import UNCACHED, Generation, Variant, generate
 from mixcache.loading import Model, load
 from mixcache.quality import psnr, relative_error, ssim
@@ -149,7 +150,7 @@ def test_results_are_written_for_people_and_for_programs(
     summaries = summarize(comparison, cases)
     write_results(tmp_path, "mixcache compare --all", comparison, cases, summaries)
     text = (tmp_path / "results.md").read_text()
-    assert text == markdown("mixcache compare --all", comparison, summaries)
+    assert text == markdown("mixcache compare --all", comparison, cases, summaries)
     assert text.splitlines()[0] == "`mixcache compare --all`"
     static = next(line for line in text.splitlines() if line.startswith("| static:every=2 |"))
     assert f"| {summaries[0].speedup:.3f}x | 1.333x |" in static
@@ -343,3 +344,31 @@ def test_a_report_without_evaluations_divides_nothing() -> None:
         foreign_calls=0,
     )
     assert nothing.ideal_speedup == 1
+
+
+def test_an_audited_comparison_keeps_the_ledger_and_draws_it(comparison: Comparison, tmp_path: Path) -> None:
+    easy = Variant.parse("easycache:threshold=9,first_steps=2")
+    audited = attrs.evolve(comparison, variants=(easy, STATIC), prompts=PROMPTS[:1], audit=True)
+    cases = compare(audited, opened(tmp_path, audited))
+    for case, mask in zip(cases, (case.mask for case in cases)):
+        assert case.audit is not None
+        steps = {reuse.step for reuse in case.audit.reuses}
+        assert steps == {step for step, made in enumerate(mask) if made == "0"} != set()
+        assert all(reuse.true > 0 for reuse in case.audit.reuses)
+        assert case.audit.kind == "estimate"
+        assert case.audit.bound >= case.latents_error
+    assert any(reuse.predicted for reuse in cases[0].audit.reuses)
+    assert list(opened(tmp_path, audited).cases.values()) == cases
+    summaries = summarize(audited, cases)
+    text = markdown("mixcache compare --audit", audited, cases, summaries)
+    assert "| audited | reuses | predicted error, mean | true error, mean |" in text
+    write_gallery(tmp_path, "mixcache compare --audit", audited, opened(tmp_path, audited), cases, summaries)
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+    assert "Predicted against true error" in (tmp_path / "index.html").read_text()
+    plain = attrs.evolve(audited, audit=False)
+    with pytest.raises(ConfigurationError, match="audit"):
+        opened(tmp_path, plain)
+    unpredicted = [attrs.evolve(case, audit=None) for case in cases]
+    write_gallery(tmp_path, "mixcache compare", plain, opened(tmp_path, audited), unpredicted, summaries)
+    assert not (tmp_path / "errors.png").exists()
+    assert "Predicted against" not in (tmp_path / "index.html").read_text()
