@@ -13,7 +13,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-long: $(READY)
-	$(BIN)/python -m pytest -m "not gpu"
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m "not gpu"
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

@@ -49,16 +49,22 @@ class Record:
             if point["span"] is not None:
                 point["span"] = (int(point["span"][0]), int(point["span"][1]))
             if point["level"] is not None:
-                point["level"] = NoiseLevel(**point["level"])
+                level = point["level"]
+                numbers = {name: _number(level[name]) for name in ("sigma", "alpha", "until")}
+                if numbers["sigma"] is None or numbers["alpha"] is None or not isinstance(level["prediction"], str):
+                    raise ValueError(f"level is {level!r}")
+                point["level"] = NoiseLevel(**{**level, **numbers})
             numbers = {name: _number(fields["outcome"][name]) for name in ("predicted_error", "true_error")}
             outcome = fields["outcome"] | numbers
             votes = tuple(Vote(**{**vote, "error": _number(vote["error"])}) for vote in fields["votes"])
+            verdict = fields["verdict"] | {"error": _number(fields["verdict"]["error"])}
+            _check(fields, point, verdict, outcome, *fields["votes"])
             return cls(
                 run=int(fields["run"]),
                 point=Point(**point),
                 reading=reading,
                 votes=votes,
-                verdict=Verdict(**fields["verdict"]),
+                verdict=Verdict(**verdict),
                 outcome=Outcome(reading=reading, **outcome),
                 exact=bool(fields["exact"]),
                 seconds=_number(fields["seconds"]),
@@ -67,6 +73,26 @@ class Record:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TraceError(f"not a trace record ({error}): {line[:80]!r}") from error
+
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run", "step", "num_steps", "blocks"), int),
+    **dict.fromkeys(("branch", "site", "reason", "policy"), str),
+    **dict.fromkeys(("leads", "veto", "reuse", "reused", "exact"), bool),
+    **dict.fromkeys(("share", "weight"), (int, float)),
+    "age": (int, type(None)),
+    "choice": (str, type(None)),
+}
+"""What the fields of a record hold, wherever they stand in it."""
+
+
+def _check(*parts: dict[str, Any]) -> None:
+    """Raise `ValueError` for a field that holds another type than it should."""
+    for part in parts:
+        for name in TYPES.keys() & part.keys():
+            value, wanted = part[name], TYPES[name]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                raise ValueError(f"{name} is {value!r}")
 
 
 def _plain(value: Any) -> Any:

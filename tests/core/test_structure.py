@@ -180,3 +180,16 @@ def test_everything_offered_has_a_summary(kind: str) -> None:
 def test_rules_and_signals_have_a_summary() -> None:
     assert all((rule.__doc__ or "").strip() for rule in plugins.rules().values())
     assert all(signal.summary for signal in plugins.all_signals().values())
+
+
+def test_nothing_that_is_read_can_run() -> None:
+    """No pickle, no eval: traces, settings, tables and weights are data."""
+    for package in PACKAGES:
+        for path in files(package):
+            modules = {module.split(".")[0] for module, _ in imports(path)}
+            assert not modules & {"pickle", "dill", "shelve", "marshal", "yaml"}, path
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in ("eval", "exec", "compile", "__import__"), path
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                    assert "weights_only=True" in ast.unparse(node), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 import mixcache
 from mixcache import Granularity, NoiseLevel, Outcome, Point, TraceError, Verdict, Vote, trace
+from mixcache.errors import ConfigurationError
+from mixcache.settings import CHOICES, read_settings
 from mixcache.trace import Record
 from tests.helpers import Scripted, state_of
 
@@ -155,3 +158,57 @@ def test_a_trace_file_that_cannot_be_written_attaches_nothing(tmp_path: Path) ->
     with pytest.raises(OSError, match="nowhere"):
         mixcache.enable(model, "static", trace=tmp_path / "nowhere" / "trace.jsonl")
     assert state_of(model) == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of everything in a record that could be replaced."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [found for key, item in inner for found in places(item, (*path, key))]
+
+
+@given(st.data(), JSON)
+def test_whatever_stands_in_a_record_it_is_read_or_refused(data: st.DataObject, junk: Any) -> None:
+    """Nothing but a `TraceError` comes out of a line, and what is read is a record that can be written again."""
+    whole = fields()
+    *way, last = data.draw(st.sampled_from(places(whole)))
+    inside = whole
+    for key in way:
+        inside = inside[key]
+    inside[last] = junk
+    try:
+        record = Record.from_json(json.dumps(whole))
+    except TraceError:
+        return
+    assert Record.from_json(record.to_json()).to_json() == record.to_json()
+    with contextlib.suppress(TraceError):
+        list(trace.replay([record], mixcache.plugins.build_policies("easycache + static")))
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_any_file_is_a_trace_or_a_trace_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.jsonl")
+        path.write_bytes(content)
+        with contextlib.suppress(TraceError):
+            assert isinstance(trace.read(path), list)
+
+
+@given(st.text(max_size=200), st.dictionaries(st.sampled_from([*CHOICES, "import"]), JSON, max_size=3))
+def test_any_settings_file_is_settings_or_refused(text: str, values: dict[str, Any]) -> None:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        for content in (text, "\n".join(lines), "policies = 'static'\n" + "\n".join(lines)):
+            path = Path(folder, "some.toml")
+            path.write_text(content, encoding="utf-8", errors="replace")
+            try:
+                settings = read_settings(path)
+            except ConfigurationError:
+                continue
+            assert set(settings) <= set(CHOICES)

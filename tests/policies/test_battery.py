@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import settings
 
 import mixcache
 from mixcache import Point, Policy, Reading, Vote, plugins
@@ -32,12 +33,16 @@ from mixcache_policies import (
 
 RATIOS = {"cond": [1.0, 1.1, 1.02, 0.98, 1.0, 0.9], "uncond": [1.0, 0.8, 1.0, 1.0, 1.0, 1.01]}
 
+EXAMPLES = max(50, settings.default.max_examples // 4)
+"""Random runs for each law and policy: more of them in `make test-long`."""
+
 CONFIGURATIONS = [
     AdaCache(),
     AdaCache(codebook="0.01:5 1:2 3:1", first_steps=2, longest_run=2),
     ErrorBudget(),
     ErrorBudget(total=0.05, first_steps=1),
     BWCache(),
+    ErrorBudget(total=0.5, lipschitz=1.0, longest_run=3),
     BWCache(threshold=5.0, run_share=0.3, open_share=2.0, first_steps=1, last_steps=1),
     CFGInterval(),
     DBCache(first_steps=2, most=3, threshold=1.0),
@@ -67,11 +72,11 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize("policy", CONFIGURATIONS, ids=repr)
 def test_installed_policies_keep_the_laws(policy: Policy) -> None:
-    check_policy(policy, examples=50)
+    check_policy(policy, examples=EXAMPLES)
 
 
 def test_a_mask_keeps_the_laws_at_its_own_length() -> None:
-    check_policy(Schedule("110100110"), num_steps=9, examples=50)
+    check_policy(Schedule("110100110"), num_steps=9, examples=EXAMPLES)
 
 
 def test_every_installed_policy_is_checked_here() -> None:
