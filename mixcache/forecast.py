@@ -19,7 +19,7 @@ from mixcache.adapter import Calibrations
 from mixcache.basis import Streams
 from mixcache.errors import ConfigurationError
 from mixcache.points import Point
-from mixcache.policy import ge, gt, one_of
+from mixcache.policy import ge, gt, none_or_ge, one_of
 
 Abscissa = Literal["step", "sigma"]
 
@@ -154,16 +154,25 @@ class Taylor(Forecaster):
 
     TaylorSeer (arXiv 2503.06923) divides plain differences by factorials, which is exact for equal steps only up to
     order 1; the interpolating polynomial used here is exact up to its order for any steps.
+
+    reach: how far ahead orders above 1 are trusted, in intervals between the last two computed visits; further ahead it
+    is the straight line through these two. `None` trusts them everywhere. A parabola one interval ahead adds the whole
+    second difference and its noise, half an interval ahead three eighths of it: on tiny_wan order 2 with reach 0.6
+    gained 2 dB and more over the line at 2x, while a parabola everywhere lost to it from 3x on.
     """
 
     name: ClassVar[str] = "taylor"
     order: int = field(default=1, validator=ge(0))
+    reach: float | None = field(default=None, validator=none_or_ge(0))
 
     @property
     def depth(self) -> int:
         return int(self.order) + 1
 
     def weights(self, nodes: Sequence[float], target: float) -> list[float]:
+        reach = math.inf if self.reach is None else self.reach
+        if len(nodes) > 2 and abs(target - nodes[-1]) > reach * abs(nodes[-1] - nodes[-2]):
+            return [0.0] * (len(nodes) - 2) + lagrange(nodes[-2:], target)
         return lagrange(nodes, target)
 
 

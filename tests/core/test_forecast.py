@@ -31,6 +31,7 @@ ORDERS = {
     "hold": 0,
     "linear": 1,
     **{f"taylor:order={n}": n for n in range(4)},
+    "taylor:order=2,reach=0.6": 1,
     **{f"adams:order={n}": min(n, 2) for n in range(1, 5)},
     **{f"hermite:order={n}": 0 for n in range(4)},
     "hermite:order=1,scale=0.7071067811865476": 1,
@@ -218,6 +219,16 @@ def test_adams_has_the_coefficients_of_textbooks_at_equal_steps(order: int, text
     inner = [(values[i + 1] - values[i - 1]) / 2 for i in range(order - 1, 0, -1)]
     weights = Adams(order=order).weights([float(i) for i in range(order + 1)], float(order + 1))
     assert np.dot(weights, values) == pytest.approx(values[-1] + np.dot(textbook, [newest, *inner]))
+
+
+@pytest.mark.parametrize("abscissa", ["step", "sigma"])
+def test_taylor_goes_on_as_a_line_beyond_its_reach(abscissa: str) -> None:
+    """On a square, nodes 2 apart: exact up to half an interval ahead, the line's error (t - b)(t - c) beyond."""
+    forecaster = plugins.build("forecaster", f"taylor:order=2,reach=0.5,abscissa={abscissa}", Forecaster)
+    squares = {s: torch.tensor([float(s * s)], dtype=torch.float64) for s in (0, 2, 4)}
+    history = [Entry(z=(square,), point=at(s, sigma=1.0 - s / 16)) for s, square in squares.items()]
+    errors = [t * t - forecaster.forecast(history, at(t, sigma=1.0 - t / 16))[0].item() for t in (5, 6, 7)]
+    assert errors == pytest.approx([0.0, 2 * 4, 3 * 5])
 
 
 def test_adams_and_taylor_differ_from_order_3_on() -> None:

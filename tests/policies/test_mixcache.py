@@ -40,17 +40,24 @@ def readings_of(errors: list[float], changes: list[float] | None = None) -> Read
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(VALUES, min_size=3, max_size=20), st.floats(0.01, 1.0), st.lists(VALUES, min_size=1, max_size=7))
+@given(
+    st.lists(VALUES, min_size=3, max_size=20),
+    st.floats(0.01, 1.0),
+    st.lists(VALUES, min_size=1, max_size=7),
+    st.sampled_from([None, 1.0, 0.5, 0.0]),
+)
 def test_a_step_is_reused_while_the_predicted_deviation_stays_below_the_threshold(
-    errors: list[float], threshold: float, weights: list[float]
+    errors: list[float], threshold: float, weights: list[float], trust: float | None
 ) -> None:
-    """E = sum over the run of reuses of I(t) D a, D = error / gap; the table is stretched to the run."""
+    """E = sum over the run of reuses of I(t)^trust D a, D = error / gap; the table is stretched to the run."""
     steps, row = len(errors), len(weights)
-    policy = MixCache(among="step", threshold=threshold, influence={"step": weights})
+    chosen = {} if trust is None else {"trust": trust}
+    policy = MixCache(among="step", threshold=threshold, influence={"step": weights}, **chosen)
+    power = 0.85 if trust is None else trust
     expected, last, gap, spent = [False, False], 1, 1, 0.0
     for t in range(2, steps):
         nearest = round(t * (row - 1) / (steps - 1))
-        added = weights[nearest] * row / steps * errors[t] / gap * (t - last)
+        added = weights[nearest] ** power * row / steps * errors[t] / gap * (t - last)
         reuse = added + spent <= threshold and t < steps - 1 and t - last <= 7
         spent = spent + added if reuse else 0.0
         if not reuse:
