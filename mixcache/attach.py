@@ -124,10 +124,26 @@ def _remove(registry: HookRegistry) -> None:
         outer.forward, outer.original_forward = own_forward, inner.original_forward
 
 
+def check_compiled(model: Any, *, inside: bool) -> None:
+    """Raise `AttachError` if a hook on `model` would be compiled with it, and name the recipe that keeps it outside.
+
+    Dynamo cannot trace decisions. inside: whether blocks of the model, too, are to have hooks.
+    """
+    forward_compiled = hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable")
+    if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None or (inside and forward_compiled):
+        raise AttachError(
+            f"this {type(getattr(model, '_orig_mod', model)).__name__} was compiled as a whole, and caching cannot be "
+            "compiled with it. Compile inside of the hooks, before enable(): `for block in pipe.transformer.blocks: "
+            "block.forward = torch.compile(block.forward)`; where no policy decides about blocks, "
+            "`pipe.transformer.compile_repeated_blocks()` will do as well."
+        )
+
+
 class Attachment:
     """mixcache's hook on one module: a transformer or one of its blocks."""
 
     def __init__(self, model: Any, hook: ModelHook) -> None:
+        check_compiled(model, inside=False)
         self.model = model
         self._had_registry = hasattr(model, "_diffusers_hook")
         registry = HookRegistry.check_if_exists_or_initialize(model)

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from mixcache.attach import transformers_of
 from mixcache.cases import SCHEMA, Audit, Case, CaseStore, Reuse
-from mixcache.errors import ConfigurationError
+from mixcache.errors import AttachError, ConfigurationError
 from mixcache.generation import UNCACHED, Generation, Variant, generate
 from mixcache.loading import Model, environment
 from mixcache.quality import psnr, relative_error, ssim
@@ -84,7 +84,8 @@ class Watch:
 def compare(comparison: Comparison, store: CaseStore, watch: Watch | None = None) -> list[Case]:
     """Measure every case that `store` does not hold yet; return all of them, in order.
 
-    Raises `KeyboardInterrupt` with a message that says what is kept.
+    Raises `ConfigurationError` or `AttachError` before the first run where a variant does not fit the model, and
+    `KeyboardInterrupt` with a message that says what is kept.
     """
     watch = watch or Watch()
     keys = [(p, s, v) for p, s in comparison.pairs for v in comparison.variants]
@@ -93,6 +94,7 @@ def compare(comparison: Comparison, store: CaseStore, watch: Watch | None = None
     watch.started(len(missing) * calls, comparison.model.steps(comparison.arguments))
     try:
         if missing:
+            _check_fit(comparison)
             prompt, seed, _ = keys[missing[0]]
             generate(comparison.model, prompt, seed, comparison.warm_up)
         for index in missing:
@@ -106,6 +108,17 @@ def compare(comparison: Comparison, store: CaseStore, watch: Watch | None = None
         kept = f"{done} of {len(keys)} cases are kept in {store.folder}; the same command goes on from there."
         raise KeyboardInterrupt(kept) from None
     return [store.cases[prompt, seed, variant.label] for prompt, seed, variant in keys]
+
+
+def _check_fit(comparison: Comparison) -> None:
+    """Put every variant on the model and take it off again, so that one that does not fit costs no run of others."""
+    for variant in comparison.variants:
+        try:
+            session = variant.enable(comparison.model.pipeline)
+        except (AttachError, ConfigurationError) as error:
+            raise type(error)(f"--policy {variant.label!r}: {error}") from error
+        if session is not None:
+            session.disable()
 
 
 def _finished(comparison: Comparison, store: CaseStore, prompt: str, seed: int, variant: Variant) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import evolve, field, frozen
+from torch import distributed as dist
 
 from mixcache import plugins
 from mixcache.adapter import Calibrations
@@ -35,6 +36,7 @@ class Plan:
     offload: str | None = None
     audit: bool = False
     on_error: OnError = "raise"
+    group: Any = None
     plugins: Sequence[tuple[str, Any]] = ()
     used: frozenset[Granularity] = field(init=False)
     gauges: Mapping[Granularity, Gauge] = field(init=False)
@@ -101,6 +103,7 @@ def make_plan(
     audit: bool = False,
     budget: float | None = None,
     on_error: str = "raise",
+    group: Any = None,
 ) -> Plan:
     """The plan of these choices, in the forms that `mixcache.enable` takes.
 
@@ -115,6 +118,8 @@ def make_plan(
         raise ConfigurationError(f"`offload` must be None or 'cpu', got {offload!r}.")
     if on_error not in ("raise", "compute"):
         raise ConfigurationError(f"`on_error` must be 'raise' or 'compute', got {on_error!r}.")
+    if group is not None:
+        _check_group(group, max_cache_bytes, on_error)
     deciding = plugins.build_policies(policies)
     if budget is not None:
         deciding = (*deciding, *_guards(budget, deciding))
@@ -136,8 +141,23 @@ def make_plan(
         offload=offload,
         audit=bool(audit),
         on_error=on_error,  # type: ignore[arg-type]
+        group=group,
         plugins=plugins.manager().list_name_plugin(),
     )
+
+
+def _check_group(group: Any, max_cache_bytes: int | None, on_error: str) -> None:
+    """Ranks that hold shards of one model must decide alike: nothing may make one of them compute alone."""
+    if not (dist.is_available() and dist.is_initialized() and isinstance(group, dist.ProcessGroup)):
+        raise ConfigurationError(
+            "`group` must be the process group of torch.distributed over which the model is sharded, initialised, got "
+            f"{group!r}."
+        )
+    if max_cache_bytes is not None or on_error != "raise":
+        raise ConfigurationError(
+            "`group` does not go with `max_cache_bytes` or on_error='compute': one rank alone could run out of room or "
+            "fail, compute, and wait for the others for ever."
+        )
 
 
 def _guards(budget: Any, deciding: Sequence[Policy]) -> tuple[Policy, ...]:

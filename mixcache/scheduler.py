@@ -19,7 +19,7 @@ from mixcache.forecast import Entry
 from mixcache.plan import Plan
 from mixcache.plugins import new_manager
 from mixcache.points import Outcome, Point, Reading, RunInfo, Verdict, Vote
-from mixcache.signals import Memory, Tensors
+from mixcache.signals import Memory, Tensors, worst_of_ranks
 from mixcache.store import Anchor, Slot, Store, check_form, form_of, on_host, streams_of, total_of
 from mixcache.trace import Record
 from mixcache.voting import decide, voters
@@ -164,7 +164,8 @@ class CacheScheduler:
         if wanted:
             numbers = [called(("signal", signal.name), signal.reduce, values[signal.name]) for signal in wanted]
             total = [] if slot.total is None else [slot.total.to(numbers[0].dtype)]
-            read = torch.stack([*numbers, *total]).tolist()
+            found = torch.stack([*numbers, *total])
+            read = (found if self.plan.group is None else worst_of_ranks(found, wanted, self.plan.group)).tolist()
             slot.trouble = slot.broken(read[-1]) if total else None
             if slot.trouble is None:
                 reading.update(zip((signal.name for signal in wanted), read))
@@ -217,9 +218,9 @@ class CacheScheduler:
         self.store.keep(slot)
 
     def _finite(self, slot: Slot, z: Streams) -> bool:
-        """Whether `z` may be stored. On another device that is read with the next signals, if there are any."""
+        """Whether `z` may be stored. On other devices, and for several ranks, the next signals tell it, if any do."""
         slot.total = total_of(z).detach()
-        if on_host(slot.total):
+        if on_host(slot.total) and self.plan.group is None:
             slot.trouble = slot.broken(float(slot.total.numpy()))
         return slot.trouble is None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixcache import plugins, trace
 from mixcache.adapter import ModelAdapter, adapter_for, check_adapter
-from mixcache.attach import Attachment, Forward, block_hook, repack, root_hook, transformers_of
+from mixcache.attach import Attachment, Forward, block_hook, check_compiled, repack, root_hook, transformers_of
 from mixcache.basis import Streams
 from mixcache.bounds import Bound
 from mixcache.calls import Layout, ModelCall, Produce, Walk, guided, guided_in_one_batch
@@ -39,6 +39,8 @@ class Session:
         self._tally = Tally()
         self._pipeline = target if hasattr(target, "components") and hasattr(target, "scheduler") else None
         models = transformers_of(target)
+        for model in models.values():
+            check_compiled(model, inside=plan.uses(Granularity.BLOCK))
         known = plugins.models()
         self._adapters = {
             name: adapter if adapter is not None else adapter_for(model, known.values())
@@ -258,6 +260,7 @@ def enable(
     audit: bool = False,
     budget: float | None = None,
     on_error: str = "raise",
+    group: Any = None,
     adapter: ModelAdapter | None = None,
     trace: str | Path | None = None,
 ) -> Session:
@@ -272,6 +275,8 @@ def enable(
     audit: compute beside every reuse what was skipped, to record its true error; the run goes on with what was rebuilt.
     budget: adds the guard `ErrorBudget(total=budget)` wherever the policies decide. on_error: "compute" computes where
     a plugin fails, and the report says so; "raise" lets the run fail.
+    group: the torch.distributed process group over which the model is sharded; its ranks decide by the worst of their
+    readings, so all alike. Without it every rank decides alone, as data-parallel replicas should.
     adapter: for a transformer class that no plugin describes. trace: a JSON-lines file to write while running.
 
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be
@@ -288,5 +293,6 @@ def enable(
         audit=audit,
         budget=budget,
         on_error=on_error,
+        group=group,
     )
     return Session(target, plan, None if adapter is None else check_adapter(adapter), trace)

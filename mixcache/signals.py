@@ -7,12 +7,14 @@ accumulated in float32. Changes are taken on the first stream (the latent, or th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from attrs import frozen
 from torch import Tensor
+from torch import distributed as dist
 
 from mixcache.errors import ConfigurationError, UnknownNameError
 
@@ -83,6 +85,18 @@ class Signal:
     def reduce(self, values: Tensor) -> Tensor:
         """The worst sample, as a 0-d tensor; NaN in any sample stays NaN."""
         return values.amax() if self.worst == "max" else values.amin()
+
+
+def worst_of_ranks(numbers: Tensor, signals: Sequence[Signal], group: Any) -> Tensor:
+    """Reduced readings [N] of the ranks that hold shards of one model -> the worst of them, the same on every rank.
+
+    The first numbers are of `signals`, the others are worse when larger. What is not finite on one rank is not on any.
+    """
+    signs = [1.0 if signal.worst == "max" else -1.0 for signal in signals]
+    sign = numbers.new_tensor(signs + [1.0] * (len(numbers) - len(signs)))
+    worst = (numbers * sign).nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=group)
+    return worst * sign
 
 
 def _delta(t: Tensors, reference: Tensor | None) -> Tensor | None:

@@ -209,6 +209,17 @@ def test_repeats_are_alternating_pairs_and_their_median_counts(
     assert case.speedup == ratios[1]
 
 
+def test_a_variant_that_does_not_fit_the_model_costs_no_run_of_the_others(
+    comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
+) -> None:
+    made = calls()
+    unfit = attrs.evolve(comparison, variants=(STATIC, Variant.parse("dbcache:first_blocks=50")))
+    with pytest.raises(ConfigurationError, match=r"^--policy 'dbcache:first_blocks=50': .*50"):
+        compare(unfit, opened(tmp_path, unfit))
+    assert made.variants == []
+    assert "forward" not in vars(comparison.model.pipeline.transformer)
+
+
 def test_the_watch_sees_every_call_and_step(comparison: Comparison, tmp_path: Path) -> None:
     seen: dict[str, int] = {"step": 0, "call": 0, "case": 0}
     planned: list[tuple[int, int]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
 
 import mixcache
-from mixcache import Entry, Forecaster, Granularity, Point, plugins
+from mixcache import AttachError, Entry, Forecaster, Granularity, Point, plugins
 from mixcache.testing import simulate
 from mixcache_policies import EasyCache, FirstBlock, Static
 from tests.helpers import Scripted, follow, guidance_after, reused_steps, state_of, verdicts
@@ -227,3 +228,89 @@ def test_first_and_last_blocks_are_never_run_twice(tiny_wan_random: Tiny) -> Non
         assert set(spans) == {(0, 1), (1, 3)}
     ran = sum((b - a) for r in session.records if not r.outcome.reused for a, b in [r.point.span])
     assert len(seen) == ran
+
+
+# compile
+
+
+class Graphs:
+    """A backend of torch.compile that runs what it is given as it is, and counts it."""
+
+    def __init__(self) -> None:
+        self.compiled = 0
+        self.runs = 0
+
+    def __call__(self, graph: Any, _examples: Any) -> Any:
+        self.compiled += 1
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.fixture
+def compiled(tiny_wan_random: Tiny) -> Iterator[tuple[Tiny, Graphs]]:
+    """A pipeline whose blocks are compiled, each in one graph, by the recipe that the README gives."""
+    torch.compiler.reset()
+    graphs = Graphs()
+    blocks = tiny_wan_random.pipe.transformer.blocks
+    for block in blocks:
+        block.forward = torch.compile(block.forward, backend=graphs, fullgraph=True)
+    try:
+        yield tiny_wan_random, graphs
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+@pytest.mark.parametrize("policy", ["static:every=2", "static:every=2,at=block", "firstblock:threshold=0.5"])
+def test_caching_on_and_compile(compiled: tuple[Tiny, Graphs], policy: str) -> None:
+    """Elsewhere `fullgraph=True` fails, or the blocks silently stay eager; what is computed here runs compiled."""
+    tiny, graphs = compiled
+    blocks = len(tiny.pipe.transformer.blocks)
+    plain, branches = tiny.run(8), 2
+    assert graphs.runs == 8 * branches * blocks
+    graphs.compiled = graphs.runs = 0
+    with mixcache.enable(tiny.pipe, policy) as session:
+        tiny.run(8)
+    report = session.report()
+    computed = graphs.runs / (blocks * branches)
+    assert graphs.compiled == 0  # nothing of ours is traced
+    assert reused_steps(session, "block" if policy != "static:every=2" else "step")
+    assert computed < 8
+    if "firstblock" not in policy:
+        assert computed == report.evaluations / branches
+    with mixcache.enable(tiny.pipe, policy.replace("every=2", "every=1").replace("0.5", "0.0")):
+        assert torch.equal(tiny.run(8), plain)
+    assert torch.equal(tiny.run(8), plain)
+
+
+def test_compiled_as_a_whole_is_refused_with_the_recipe(tiny_wan_random: Tiny) -> None:
+    model = tiny_wan_random.pipe.transformer
+    recipe = r"block\.forward = torch\.compile\(block\.forward\)"
+    with pytest.raises(AttachError, match=f"WanTransformer3DModel was compiled as a whole.*{recipe}"):
+        mixcache.enable(torch.compile(model, backend="eager"), "static")
+    for module, policy in ((model, "static"), (model.blocks[1], "static:at=block")):
+        module.compile(backend="eager")
+        try:
+            with pytest.raises(AttachError, match=recipe):
+                mixcache.enable(model, policy)
+        finally:
+            module._compiled_call_impl = None
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_blocks_compiled_by_diffusers_are_cached_by_steps(tiny_wan_random: Tiny) -> None:
+    """Where no policy decides about blocks they have no hook, and stay compiled."""
+    torch.compiler.reset()
+    graphs, model = Graphs(), tiny_wan_random.pipe.transformer
+    model.compile_repeated_blocks(fullgraph=True, backend=graphs)
+    try:
+        with mixcache.enable(tiny_wan_random.pipe, "static:every=2") as session:
+            tiny_wan_random.run(8)
+        assert graphs.runs == session.report().evaluations * len(model.blocks)
+    finally:
+        for block in model.blocks:
+            block._compiled_call_impl = None

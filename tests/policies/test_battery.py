@@ -33,7 +33,7 @@ from mixcache_policies import (
 
 RATIOS = {"cond": [1.0, 1.1, 1.02, 0.98, 1.0, 0.9], "uncond": [1.0, 0.8, 1.0, 1.0, 1.0, 1.01]}
 
-EXAMPLES = max(50, settings.default.max_examples // 4)
+EXAMPLES = max(50, settings.default.max_examples // 2)
 """Random runs for each law and policy: more of them in `make test-long`."""
 
 CONFIGURATIONS = [
