@@ -136,7 +136,15 @@ def test_a_comparison_that_is_interrupted_by_a_signal_goes_on(
     words += ["--prompts", prompts, "--seeds", 40, *small]
     command = [sys.executable, "-m", "mixcache.cli", *(str(word) for word in words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # whoever started the tests in the background may have had this signal ignored, which children inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     cases = tmp_path / "out" / "cases.jsonl"
     give_up = time.monotonic() + 300
     while not (cases.is_file() and cases.read_bytes().count(b"\n") >= 2) and time.monotonic() < give_up:
