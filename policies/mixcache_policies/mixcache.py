@@ -93,8 +93,8 @@ class MixCache(Policy):
     among: the granularities to choose from, as "step/cfg/block". By default the paper's three, and for ours "step",
     which measured best on tiny_wan: a guidance branch saves half a step for nearly the error of a whole one.
     influence: I by granularity, one number a step of a run (another length takes the nearest), mean 1 for "step".
-    trust: the power to which I is taken; below 1, what was measured of other prompts counts for less. On tiny_wan 0.85
-    gained 1 to 3 dB over 1 around 2x, and nothing from 2.6x on. The paper's choice takes it as it is.
+    trust: the power to which I is taken; below 1, what was measured of other prompts counts for less. On tiny_wan's
+    tuning clips 0.85 gained 1 to 3 dB over 1 around 2x, and nothing from 2.6x on. The paper's choice takes it as it is.
     table: a JSON file of `mixcache calibrate mixcache`; by default that of the model, and I = 1 where there is none.
     last_blocks: always computed at BLOCK, by default a quarter: the back of the model takes up what is new.
 
