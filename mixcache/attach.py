@@ -143,7 +143,6 @@ class Attachment:
     """mixcache's hook on one module: a transformer or one of its blocks."""
 
     def __init__(self, model: Any, hook: ModelHook) -> None:
-        check_compiled(model, inside=False)
         self.model = model
         self._had_registry = hasattr(model, "_diffusers_hook")
         registry = HookRegistry.check_if_exists_or_initialize(model)

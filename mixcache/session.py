@@ -244,6 +244,7 @@ class Session:
         reads = self.plan.reads(Granularity.BLOCK)
         layout = self._layouts[id(model)] = Layout.of(model, self._adapters[component], policies, reads)
         for index, block in layout.modules(model):
+            check_compiled(block, inside=False)
             self._attachments.append(Attachment(block, block_hook(self._block, index)))
 
 
