@@ -55,11 +55,10 @@ class Basis:
 
 def _mix(p: float, a: Tensor, q: float, b: Tensor, dtype: torch.dtype) -> Tensor:
     """p * a + q * b, in at least float32, as a new tensor of `dtype`."""
-    wide = torch.promote_types(dtype, torch.float32)
-    mixed = b.detach().to(wide)
-    mixed = mixed.clone() if q == 1.0 else mixed * q
-    if p != 0.0:
-        mixed.add_(a.detach(), alpha=p)
+    scaled = b.detach().to(torch.promote_types(dtype, torch.float32))
+    if p == 0.0 or q != 1.0:
+        scaled = scaled * q
+    mixed = scaled if p == 0.0 else torch.add(scaled, a.detach(), alpha=p)
     return mixed.to(dtype)
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from mixcache.adapter import BlockList, ModelAdapter, Probe
@@ -129,6 +129,21 @@ class Layout:
     spans: tuple[tuple[int, int], ...]
     prefix: bool = False
     probe: Probe | None = None
+    begins: Mapping[int, tuple[int, int]] = field(init=False)
+    ends: frozenset[int] = field(init=False)
+    inside: frozenset[int] = field(init=False)
+
+    @begins.default
+    def _begins(self) -> Mapping[int, tuple[int, int]]:
+        return {first: (first, last) for first, last in self.spans}
+
+    @ends.default
+    def _ends(self) -> frozenset[int]:
+        return frozenset(last - 1 for _, last in self.spans)
+
+    @inside.default
+    def _inside(self) -> frozenset[int]:
+        return frozenset(i for first, last in self.spans for i in range(first, last))
 
     @classmethod
     def of(cls, model: Any, adapter: ModelAdapter, policies: Sequence[Policy], reads: frozenset[Memory]) -> Layout:
@@ -166,7 +181,7 @@ class Layout:
     def modules(self, model: Any) -> list[tuple[int, Any]]:
         """The blocks that need a hook, by index; the first one too where a signal reads what precedes a span."""
         row = [block for path in dict.fromkeys(kind.path for kind in self.kinds) for block in getattr(model, path)]
-        wanted = {i for a, b in self.spans for i in range(a, b)} | ({0} if self.prefix or self.probe else set())
+        wanted = self.inside | ({0} if self.prefix or self.probe else set())
         return [(i, block) for i, block in enumerate(row) if i in wanted]
 
 
@@ -177,9 +192,6 @@ class Walk:
         self._scheduler = scheduler
         self._point = evolve(point, granularity=Granularity.BLOCK, blocks=len(layout.kinds))
         self._layout = layout
-        self._first = {a: (a, b) for a, b in layout.spans}
-        self._last = {b - 1 for _, b in layout.spans}
-        self._inside = {i for a, b in layout.spans for i in range(a, b)}
         self._reuses = scheduler.reuses
         self._entered: Tensor | None = None
         self._probe: Tensor | None = None
@@ -187,21 +199,20 @@ class Walk:
 
     def block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One block: run, or passed over because its span was rebuilt at the span's first block."""
-        kind = self._layout.kinds[index]
-        begins = index in self._first
-        skipped = not begins and index in self._inside and self._visit is None
-        if begins or skipped or index == 0:
+        kind, span = self._layout.kinds[index], self._layout.begins.get(index)
+        skipped = span is None and self._visit is None and index in self._layout.inside
+        if span is not None or skipped or index == 0:
             arguments = arguments_of(module, args, kwargs)
             streams = _read(kind, arguments)
             if index == 0:
                 self._enter(module, arguments, streams)
             if skipped:
                 return _pack(kind, streams)
-            reused = self._begin(self._first[index], streams) if begins else None
+            reused = None if span is None else self._begin(span, streams)
             if reused is not None:
                 return _pack(kind, reused)
         result = forward(*args, **kwargs)
-        if index in self._last and self._visit is not None:
+        if self._visit is not None and index in self._layout.ends:
             visit, self._visit = self._visit, None
             computed = _read_result(kind, result)
             output = drive_end(visit, computed)

@@ -49,15 +49,16 @@ def readings_of(errors: list[float], changes: list[float] | None = None) -> Read
 def test_a_step_is_reused_while_the_predicted_deviation_stays_below_the_threshold(
     errors: list[float], threshold: float, weights: list[float], trust: float | None
 ) -> None:
-    """E = sum over the run of reuses of I(t)^trust D a, D = error / gap; the table is stretched to the run."""
+    """E = sum over the run of reuses of I(t)^trust D (a / gap)^2, D = 1 at first, I thrice at the end."""
     steps, row = len(errors), len(weights)
     chosen = {} if trust is None else {"trust": trust}
     policy = MixCache(among="step", threshold=threshold, influence={"step": weights}, **chosen)
     power = 0.85 if trust is None else trust
-    expected, last, gap, spent = [False, False], 1, 1, 0.0
-    for t in range(2, steps):
+    expected, last, gap, spent = [False], 0, 1, 0.0
+    for t in range(1, steps):
         nearest = round(t * (row - 1) / (steps - 1))
-        added = weights[nearest] ** power * row / steps * errors[t] / gap * (t - last)
+        added = weights[nearest] ** power * row / steps * (3 if t >= steps * 5 / 6 else 1)
+        added *= (errors[t] if t > 1 else 1.0) * ((t - last) / gap) ** 2
         reuse = added + spent <= threshold and t < steps - 1 and t - last <= 7
         spent = spent + added if reuse else 0.0
         if not reuse:
@@ -82,8 +83,11 @@ def test_a_stricter_threshold_never_reuses_later(errors: list[float], threshold:
 
 def test_nothing_is_reused_at_threshold_zero_or_on_broken_signals() -> None:
     assert not any(reused(MixCache(threshold=0), readings_of([0.1] * 12)))
-    assert not any(reused(MixCache(threshold=1e9), readings_of([float("nan")] * 12)))
-    assert not any(reused(MixCache(threshold=1e9), [{"forecast_error": None, "increment_change": None}] * 12))
+    broken = dict.fromkeys(("forecast_error", "increment_change"), float("nan"))
+    assert not any(reused(MixCache(threshold=1e9), [broken] * 12))
+    unmeasured: Readings = [{"forecast_error": None, "increment_change": None}] * 12
+    assert not any(reused(MixCache(threshold=0.99), unmeasured))  # counts as an error of 1
+    assert not any(reused(MixCache(threshold=1e9, choice="paper"), unmeasured))
 
 
 def test_the_last_step_and_the_longest_run_hold() -> None:
