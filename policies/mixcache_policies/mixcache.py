@@ -71,16 +71,16 @@ class MixCache(Policy):
 
         E_psi = I_psi(t) * D_psi * (a / g)^2        a: steps since psi was last computed
 
-    where D_psi, the error of its forecast g steps ahead, is measured at its last computed step (`forecast_error`; 1, all
-    of it wrong, before there was one to measure), and I_psi(t), the influence of an error there on the final latent,
-    was measured once a model. With w_psi the part of the step's work that it skips, the psi with the largest w_psi is
+    where D_psi, the error of its forecast g steps ahead, is measured at its last computed step (`forecast_error`; 1
+    before there is one, as if all were wrong), and I_psi(t), the influence of an error there on the final latent, was
+    measured once a model. With w_psi the part of the step's work that it skips, the psi with the largest w_psi is
     reused for which
 
         P_psi = E_psi / w_psi + the E of all reuses since the last full step <= threshold
 
     So intervals are short where an error would grow (early) or stay (at the end), and long between. One knob:
-    threshold, from nearly lossless (0.03) to 4x and beyond (0.5). Steps are continued as noise, by a parabola just
-    after a computed step and by a line further on.
+    threshold, from nearly lossless (0.03) to 5x (0.85). Steps are continued as noise, by a parabola just after a
+    computed step and by a line further on.
 
     choice="paper" is the published rule. Nothing is reused until the change between full steps has come down to
     `settle`; then intervals of one full step and n - 1 cached ones, where n shrinks by one if the step's forecast was
@@ -96,9 +96,9 @@ class MixCache(Policy):
     influence: I by granularity, one number a step of a run (another length takes the nearest), mean 1 for "step".
     trust: the power to which I is taken; below 1, what was measured of other prompts counts for less. On tiny_wan's
     tuning clips 0.85 gained 1 to 3 dB over 1 around 2x, and nothing from 2.6x on. The paper's choice takes it as it is.
-    ending: what an error in the last sixth of a run counts for more: no later step makes up for it, as the influence of
-    single reuses cannot show. With it and the square of the age (the line's remainder; 1 and the age itself: 1 to 4 dB
-    less on 32 tuning clips from 2x to 4x) the end is computed densely and no interval is long at once.
+    ending: how many times an error in the last sixth of a run counts: later steps make up for much of what earlier ones
+    missed at regular intervals, which single reuses, by which I is measured, do not show. Together with the square of
+    the age (a line's remainder) and the 1 at the start it gained 1 dB on 32 tuning clips at 2x, 2 to 3 from 2.4x on.
     table: a JSON file of `mixcache calibrate mixcache`; by default that of the model, and I = 1 where there is none.
     last_blocks: always computed at BLOCK, by default a quarter: the back of the model takes up what is new.
 
