@@ -187,7 +187,8 @@ class MixCache(Policy):
 
     def weight(self, psi: Granularity, point: Point) -> float:
         """I_psi(t). A run of more steps than the table has takes smaller ones, so each counts for less."""
-        row = dict(self.influence or ()).get(psi) or dict(self.influence or ()).get(STEP)
+        rows = dict(self.influence or ())
+        row = rows.get(psi) or rows.get(STEP)
         trust, ending = (1.0, 1.0) if self.choice == "paper" else (self.trust, self.ending)
         value = nearest(row, point.num_steps, point.step) ** trust * len(row) / point.num_steps if row else 1.0
         return value * ending if 6 * point.step >= 5 * point.num_steps else value

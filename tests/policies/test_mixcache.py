@@ -83,6 +83,8 @@ def test_a_stricter_threshold_never_reuses_later(errors: list[float], threshold:
 
 def test_nothing_is_reused_at_threshold_zero_or_on_broken_signals() -> None:
     assert not any(reused(MixCache(threshold=0), readings_of([0.1] * 12)))
+    assert not any(reused(MixCache(threshold=0.99), readings_of([float("nan")] * 12)))
+    assert not any(reused(MixCache(threshold=1e9), readings_of([float("nan")] * 12))[2:])  # from the first reading on
     broken = dict.fromkeys(("forecast_error", "increment_change"), float("nan"))
     assert not any(reused(MixCache(threshold=1e9), [broken] * 12))
     unmeasured: Readings = [{"forecast_error": None, "increment_change": None}] * 12
