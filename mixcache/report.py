@@ -70,13 +70,12 @@ class Tally:
         if reason not in before.reasons and len(before.reasons) >= REASONS_KEPT:
             reason = f"{'reused' if outcome.reused else 'computed'}: for other reasons"
         before.reasons[reason] = before.reasons.get(reason, 0) + 1
-        at = f"run {record.run}, step {point.step}, {point.branch}{point.site and ', ' + point.site}"
         self.visits[point.granularity] = GranularityReport(
             computed=before.computed + (not outcome.reused),
             reused=before.reused + outcome.reused,
             reasons=before.reasons,
-            predicted=_with(before.predicted, outcome.predicted_error, at),
-            true=_with(before.true, outcome.true_error, at),
+            predicted=_with(before.predicted, outcome.predicted_error, record),
+            true=_with(before.true, outcome.true_error, record),
         )
         if outcome.reused:
             self.shares[point.share] += 1
@@ -84,9 +83,11 @@ class Tally:
             self.seconds = None if record.seconds is None else self.seconds + record.seconds
 
 
-def _with(errors: Errors | None, error: float | None, at: str) -> Errors | None:
+def _with(errors: Errors | None, error: float | None, record: Record) -> Errors | None:
     if error is None:
         return errors
+    point = record.point
+    at = f"run {record.run}, step {point.step}, {point.branch}{point.site and ', ' + point.site}"
     return Errors(count=1, total=error, worst=error, at=at) if errors is None else errors.joined(error, at)
 
 

@@ -81,7 +81,7 @@ class MixCache(Policy):
         P_psi = E_psi / w_psi + the E of all reuses since the last full step <= threshold
 
     So intervals are short where an error would grow (early) or stay (at the end), and long between. One knob:
-    threshold, from nearly lossless (0.03) to 5x (0.85). Steps are continued as noise, by a parabola just after a
+    threshold, from nearly lossless (0.02) to 5x (about 1). Steps are continued as noise, by a parabola just after a
     computed step and by a line further on.
 
     choice="paper" is the published rule. Nothing is reused until the change between full steps has come down to

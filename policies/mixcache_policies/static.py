@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from mixcache import Point, Policy, Reading, Vote, ge
+from mixcache import Point, Policy, Reading, Vote, ge, none_or_ge
 
 
 @frozen(kw_only=True)
@@ -15,11 +15,18 @@ class Static(Policy):
 
     With `every=1` nothing is ever reused. The first two evaluations and the last are always computed, since the
     output changes most there; set `first_steps` and `last_steps` to change that. Reads no signal: costs no transfer.
+    blocks: at BLOCK, how many blocks are skipped or computed together; `None`: all of them.
     """
 
     every: int = field(default=2, validator=ge(1))
     first_steps: int = field(default=2, validator=ge(0))
     last_steps: int = field(default=1, validator=ge(0))
+    blocks: int | None = field(default=None, validator=none_or_ge(1))
+
+    def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
+        """Spans of `self.blocks` blocks each; the last one may be shorter."""
+        size = blocks if self.blocks is None else self.blocks
+        return tuple((first, min(first + size, blocks)) for first in range(0, blocks, size))
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse unless the evaluation is a multiple of `every` past the last of the first steps."""

@@ -12,6 +12,7 @@ from mixcache import Policy
 from mixcache.testing import simulate
 from mixcache_policies import CFGInterval, Schedule, Static
 from tests.helpers import Scripted, follow, reused_steps
+from tests.tiny import Tiny
 
 
 def reused(policy: Policy, steps: int) -> list[int]:
@@ -38,6 +39,22 @@ def reused(policy: Policy, steps: int) -> list[int]:
 )
 def test_the_schedule_of_an_interval(policy: Policy, steps: int, wanted: list[int]) -> None:
     assert reused(policy, steps) == wanted
+
+
+@given(st.integers(1, 40), st.integers(1, 50))
+def test_spans_of_so_many_blocks_cover_every_block_once(size: int, blocks: int) -> None:
+    spans = Static(blocks=size).spans(blocks)
+    assert [block for first, last in spans for block in range(first, last)] == list(range(blocks))
+    assert {last - first for first, last in spans[:-1]} <= {size}
+    assert 0 < spans[-1][1] - spans[-1][0] <= size
+    assert Static().spans(blocks) == ((0, blocks),)
+
+
+def test_every_block_is_decided_about_on_its_own(tiny_wan_random: Tiny) -> None:
+    with mixcache.enable(tiny_wan_random.pipe, Static(at="block", blocks=1, every=2)) as session:
+        tiny_wan_random.run(4, guidance_scale=1.0)
+    visited = [(r.point.step, r.point.span, r.outcome.reused) for r in session.records]
+    assert visited == [(step, (i, i + 1), step == 2) for step in range(4) for i in range(3)]
 
 
 @given(st.text("01", min_size=1, max_size=20).map(lambda tail: "1" + tail))
