@@ -95,6 +95,14 @@ class Voter:
         self._run_lengths: dict[_Key, int] = {}
         self._led: dict[_Key, tuple[int, bool]] = {}
         self._vetoed: dict[_Key, int] = {}
+        self._covered: dict[tuple[Granularity, tuple[int, int] | None, int], bool] = {}
+
+    def covers(self, point: Point) -> bool:
+        """`Policy.covers`, asked once for each place of a run: a model has many blocks, and each is visited often."""
+        place = (point.granularity, point.span, point.blocks)
+        if place not in self._covered:
+            self._covered[place] = self.policy.covers(point)
+        return self._covered[place]
 
     @property
     def follows(self) -> bool:
@@ -116,7 +124,7 @@ class Voter:
 
     @hookimpl
     def mixcache_vote(self, point: Point, reading: Reading) -> Vote | None:
-        if not self.policy.covers(point):
+        if not self.covers(point):
             return None
         key = self._key(point)
         step, reused = self._led.get(key, (-1, False))
@@ -134,7 +142,7 @@ class Voter:
 
     @hookimpl
     def mixcache_observe(self, point: Point, outcome: Outcome) -> None:
-        if not self.policy.covers(point) or (self.follows and not point.leads):
+        if not self.covers(point) or (self.follows and not point.leads):
             return
         key = self._key(point)
         self._led[key] = (point.step, outcome.reused)
