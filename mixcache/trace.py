@@ -87,11 +87,12 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def _check(*parts: dict[str, Any]) -> None:
-    """Raise `ValueError` for a field that holds another type than it should."""
+    """Raise `ValueError` for a field that holds another type than it should, or a number that is not finite."""
     for part in parts:
         for name in TYPES.keys() & part.keys():
             value, wanted = part[name], TYPES[name]
-            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            good = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+            if not good or (isinstance(value, float) and not math.isfinite(value)):
                 raise ValueError(f"{name} is {value!r}")
 
 

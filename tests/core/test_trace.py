@@ -191,6 +191,15 @@ def test_whatever_stands_in_a_record_it_is_read_or_refused(data: st.DataObject, 
         list(trace.replay([record], mixcache.plugins.build_policies("easycache + static")))
 
 
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999", '"inf"'])
+@pytest.mark.parametrize("name", ["share", "weight"])
+def test_shares_and_weights_are_finite(name: str, number: str) -> None:
+    line = json.dumps(fields()).replace(f'"{name}": 1.0', f'"{name}": {number}')
+    assert line != json.dumps(fields())
+    with pytest.raises(mixcache.TraceError):
+        Record.from_json(line)
+
+
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_any_file_is_a_trace_or_a_trace_error(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
