@@ -114,7 +114,10 @@ class Policy:
         return ((0, blocks),)
 
     def covers(self, point: Point) -> bool:
-        """Whether it decides at this point: its granularity, and at BLOCK within one of its spans. Asked once a run."""
+        """Whether it decides at this point: its granularity, and at BLOCK within one of its spans.
+
+        Asked once a run for each granularity and span, so it must depend on nothing else.
+        """
         if point.granularity not in self.granularities:
             return False
         if point.span is None:

@@ -97,7 +97,7 @@ class MixCache(Policy):
     which measured best on tiny_wan: a guidance branch saves half a step for nearly the error of a whole one.
     influence: I by granularity, one number a step of a run (another length takes the nearest), mean 1 for "step".
     isolated, ending: found on 64 tuning clips of tiny_wan. isolated=0.5 keeps intervals regular early in a run: it
-    gained 2 dB over 1 at 2x, 1 at 3x and nothing from 3.5x on; ending=3 gained 1 dB over 2, 5 is better above 4x.
+    gained 2 dB over 1 at 2x, 1 at 3x and nothing from 3.5x on; ending=3 gained up to 1 dB over 2, 5 is better above 4x.
     table: a JSON file of `mixcache calibrate mixcache`; by default that of the model, and I = 1 where there is none.
     last_blocks: always computed at BLOCK, by default a quarter: the back of the model takes up what is new.
 
