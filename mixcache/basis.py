@@ -37,12 +37,14 @@ class Basis:
         pair = self.coefficients(point)
         if pair is None:
             return None
-        if pair[0] != 0.0 and any(a.shape != o.shape for a, o in zip(anchor, output)):
-            raise ConfigurationError(
-                f"basis={self.name!r} relates the output to the anchor, but their shapes differ: "
-                f"{[tuple(o.shape) for o in output]} and {[tuple(a.shape) for a in anchor]}; use basis='output'."
-            )
-        return tuple(_mix(pair[0], a, pair[1], o, o.dtype) for a, o in zip(anchor, output))
+        p, q = pair
+        for a, o in zip(anchor, output):
+            if p != 0.0 and a.shape != o.shape:
+                raise ConfigurationError(
+                    f"basis={self.name!r} relates the output to the anchor, but their shapes differ: "
+                    f"{tuple(o.shape)} and {tuple(a.shape)}; use basis='output'."
+                )
+        return tuple([_mix(p, a, q, o) for a, o in zip(anchor, output)])
 
     def decode(self, z: Streams, anchor: Streams, point: Point) -> Streams | None:
         """The output that z stands for at this anchor, in z's dtype; `None` where q is singular."""
@@ -50,16 +52,17 @@ class Basis:
         if pair is None or abs(pair[1]) < SINGULAR:
             return None
         p, q = pair
-        return tuple(_mix(-p / q, a, 1.0 / q, s, s.dtype) for a, s in zip(anchor, z))
+        return tuple([_mix(-p / q, a, 1.0 / q, s) for a, s in zip(anchor, z)])
 
 
-def _mix(p: float, a: Tensor, q: float, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """p * a + q * b, in at least float32, as a new tensor of `dtype`."""
-    scaled = b.detach().to(torch.promote_types(dtype, torch.float32))
+def _mix(p: float, a: Tensor, q: float, b: Tensor) -> Tensor:
+    """p * a + q * b, in at least float32, as a new tensor of b's dtype."""
+    mixed = b.to(torch.float32) if b.dtype.itemsize < 4 else b
     if p == 0.0 or q != 1.0:
-        scaled = scaled * q
-    mixed = scaled if p == 0.0 else torch.add(scaled, a.detach(), alpha=p)
-    return mixed.to(dtype)
+        mixed = mixed * q
+    if p != 0.0:
+        mixed = torch.add(mixed, a, alpha=p)
+    return (mixed if mixed.dtype == b.dtype else mixed.to(b.dtype)).detach()
 
 
 @frozen

@@ -190,7 +190,7 @@ class Walk:
 
     def __init__(self, scheduler: CacheScheduler, point: Point, layout: Layout) -> None:
         self._scheduler = scheduler
-        self._point = evolve(point, granularity=Granularity.BLOCK, blocks=len(layout.kinds))
+        self._point = point
         self._layout = layout
         self._reuses = scheduler.reuses
         self._entered: Tensor | None = None
@@ -226,14 +226,11 @@ class Walk:
             self._probe = self._layout.probe(module, arguments).detach()
 
     def _begin(self, span: tuple[int, int], streams: Streams) -> Streams | None:
-        site = f"{self._point.site}[{span[0]}:{span[1]}]"
         prefix = None
         if self._layout.prefix and span[0] > 0 and self._entered is not None:
             prefix = (streams[0] - self._entered).detach()
         around = Around(prefix=prefix, probe=self._probe, exact=self._scheduler.reuses == self._reuses)
-        share = (span[1] - span[0]) / self._point.blocks
-        here = evolve(self._point, site=site, span=span, share=share)
-        visit = self._scheduler.visit(here, streams, around)
+        visit = self._scheduler.visit(self._point.spanning(span, len(self._layout.kinds)), streams, around)
         try:
             next(visit)
         except StopIteration as done:
@@ -244,12 +241,12 @@ class Walk:
 
 
 def _read(kind: BlockList, arguments: Mapping[str, Any]) -> Streams:
-    return tuple(arguments[name] for name in kind.streams if isinstance(arguments.get(name), Tensor))
+    return tuple([arguments[name] for name in kind.streams if isinstance(arguments.get(name), Tensor)])
 
 
 def _read_result(kind: BlockList, result: Any) -> Streams:
     values = dict(zip(kind.returns, result if isinstance(result, tuple) else (result,)))
-    return tuple(values[name] for name in kind.streams if isinstance(values.get(name), Tensor))
+    return tuple([values[name] for name in kind.streams if isinstance(values.get(name), Tensor)])
 
 
 def _pack(kind: BlockList, streams: Streams) -> Any:

@@ -86,6 +86,22 @@ class Point:
         """Noise level at this step, or `None` if the run does not know it."""
         return None if self.level is None else self.level.sigma
 
+    def spanning(self, span: tuple[int, int], blocks: int) -> Point:
+        """The BLOCK point of blocks `span` of `blocks`, within the call that this STEP point stands for."""
+        first, last = span
+        return Point(
+            granularity=Granularity.BLOCK,
+            step=self.step,
+            num_steps=self.num_steps,
+            branch=self.branch,
+            site=f"{self.site}[{first}:{last}]",
+            leads=self.leads,
+            span=span,
+            blocks=blocks,
+            share=(last - first) / blocks,
+            level=self.level,
+        )
+
 
 @frozen
 class Vote:

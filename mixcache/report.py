@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from attrs import asdict, define, evolve, field, frozen
+from attrs import asdict, define, field, frozen
 from rich.console import Console
 from rich.table import Table
 
@@ -55,37 +55,63 @@ REASONS_KEPT = 200
 
 
 @define
+class _Count:
+    """The running count of one granularity. reasons: by whether the visit was reused, and why."""
+
+    computed: int = 0
+    reused: int = 0
+    reasons: dict[tuple[bool, str], int] = field(factory=dict)
+    predicted: Errors | None = None
+    true: Errors | None = None
+
+    def report(self) -> GranularityReport:
+        """As it stands now, the commonest reasons first."""
+        told = Counter({f"{_done(reused)}: {reason}": n for (reused, reason), n in self.reasons.items()})
+        return GranularityReport(
+            computed=self.computed,
+            reused=self.reused,
+            reasons=dict(told.most_common()),
+            predicted=self.predicted,
+            true=self.true,
+        )
+
+
+@define
 class Tally:
     """The running count of a session's records, of constant size however many there are."""
 
-    visits: dict[Granularity, GranularityReport] = field(factory=dict)
+    counts: dict[Granularity, _Count] = field(factory=dict)
     shares: Counter[float] = field(factory=Counter)
     seconds: float | None = 0.0
 
     def add(self, record: Record) -> None:
         """Count a record."""
         point, outcome = record.point, record.outcome
-        before = self.visits.get(point.granularity) or GranularityReport(computed=0, reused=0, reasons={})
-        reason = f"{'reused' if outcome.reused else 'computed'}: {outcome.reason}"
-        if reason not in before.reasons and len(before.reasons) >= REASONS_KEPT:
-            reason = f"{'reused' if outcome.reused else 'computed'}: for other reasons"
-        before.reasons[reason] = before.reasons.get(reason, 0) + 1
-        self.visits[point.granularity] = GranularityReport(
-            computed=before.computed + (not outcome.reused),
-            reused=before.reused + outcome.reused,
-            reasons=before.reasons,
-            predicted=_with(before.predicted, outcome.predicted_error, record),
-            true=_with(before.true, outcome.true_error, record),
-        )
+        count = self.counts.get(point.granularity)
+        if count is None:
+            count = self.counts[point.granularity] = _Count()
+        reason = (outcome.reused, outcome.reason)
+        if reason not in count.reasons and len(count.reasons) >= REASONS_KEPT:
+            reason = (outcome.reused, "for other reasons")
+        count.reasons[reason] = count.reasons.get(reason, 0) + 1
+        if outcome.predicted_error is not None:
+            count.predicted = _with(count.predicted, outcome.predicted_error, record)
+        if outcome.true_error is not None:
+            count.true = _with(count.true, outcome.true_error, record)
         if outcome.reused:
+            count.reused += 1
             self.shares[point.share] += 1
-        elif point.granularity is Granularity.STEP and self.seconds is not None:
+            return
+        count.computed += 1
+        if point.granularity is Granularity.STEP and self.seconds is not None:
             self.seconds = None if record.seconds is None else self.seconds + record.seconds
 
 
-def _with(errors: Errors | None, error: float | None, record: Record) -> Errors | None:
-    if error is None:
-        return errors
+def _done(reused: bool) -> str:
+    return "reused" if reused else "computed"
+
+
+def _with(errors: Errors | None, error: float, record: Record) -> Errors:
     point = record.point
     at = f"run {record.run}, step {point.step}, {point.branch}{point.site and ', ' + point.site}"
     return Errors(count=1, total=error, worst=error, at=at) if errors is None else errors.joined(error, at)
@@ -121,10 +147,9 @@ class Report:
         cls, tally: Tally, *, runs: int, calls: int, peak_bytes: int, foreign_calls: int, notes: tuple[str, ...] = ()
     ) -> Report:
         """The report of a session whose `runs` runs made `calls` model calls."""
-        counted = [(g, tally.visits[g]) for g in Granularity if g in tally.visits]
         return cls(
             runs=runs,
-            visits={g.value: evolve(visit, reasons=dict(Counter(visit.reasons).most_common())) for g, visit in counted},
+            visits={g.value: tally.counts[g].report() for g in Granularity if g in tally.counts},
             evaluations=calls - math.fsum(share * count for share, count in tally.shares.items()),
             evaluations_uncached=calls,
             compute_seconds=tally.seconds,

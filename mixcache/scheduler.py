@@ -76,18 +76,17 @@ class CacheScheduler:
         if output is None:
             reuses, started = self.reuses, time.perf_counter()
             output = yield
-            seconds = time.perf_counter() - started if output[0].device.type == "cpu" else None
+            seconds = time.perf_counter() - started if on_host(output[0]) else None
             exact = exact and self.reuses == reuses
             self._surviving(None, self._remember, slot, point, anchor, output, around, exact)
         true_error = (yield from self._audit(output)) if reused and self.plan.audit else None
         self.reuses += reused
-        told = [changed or slot.trouble, obstacle and f"{obstacle} to reuse", *self._failures, verdict.reason]
-        error = verdict.error if reused else None
+        told = (changed or slot.trouble, obstacle and f"{obstacle} to reuse", *self._failures, verdict.reason)
         outcome = Outcome(
             reused=reused,
-            reason="; ".join(filter(None, told)),
+            reason="; ".join([one for one in told if one]),
             reading=reading,
-            predicted_error=error,
+            predicted_error=verdict.error if reused else None,
             true_error=true_error,
             age=age,
         )
@@ -219,7 +218,7 @@ class CacheScheduler:
 
     def _finite(self, slot: Slot, z: Streams) -> bool:
         """Whether `z` may be stored. On other devices, and for several ranks, the next signals tell it, if any do."""
-        slot.total = total_of(z).detach()
+        slot.total = total_of(z)
         if on_host(slot.total) and self.plan.group is None:
             slot.trouble = slot.broken(float(slot.total.numpy()))
         return slot.trouble is None

@@ -103,7 +103,7 @@ class Session:
             (policy.policy_name(), granularity)
             for policy in self.plan.policies
             for granularity in policy.granularities
-            if self._runs.count and granularity not in self._tally.visits
+            if self._runs.count and granularity not in self._tally.counts
         ]
         why = {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
         silent = {f"{name!r} decided nothing at {g.value!r}{why.get(g, '')}" for name, g in unvisited}

@@ -100,9 +100,10 @@ class Store:
     def slot(self, point: Point) -> Slot:
         """The slot of a point, made empty on its first visit."""
         key = (point.granularity, point.site, point.branch)
-        if key not in self._slots:
-            self._slots[key] = Slot(history=deque(maxlen=self._depths[point.granularity]))
-        return self._slots[key]
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = Slot(history=deque(maxlen=self._depths[point.granularity]))
+        return slot
 
     def keep(self, slot: Slot) -> None:
         """A slot has changed: count what it holds; where that is more than there is room for, it stays empty."""
@@ -114,7 +115,7 @@ class Store:
         self.peak_bytes = max(self.peak_bytes, self._held)
 
     def _count(self, slot: Slot) -> None:
-        now = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in slot.tensors())}
+        now = {s.data_ptr(): s.nbytes() for s in [t.untyped_storage() for t in slot.tensors()]}
         for place, size in slot.counted.items():
             self._holders[place] -= 1
             if not self._holders[place]:
@@ -161,7 +162,7 @@ def form_of(anchor: Anchor) -> Form:
     streams = anchor
     if isinstance(streams, Deferred):
         return streams.form
-    return tuple((tuple(t.shape), t.dtype, t.device) for t in streams)
+    return tuple([(tuple(t.shape), t.dtype, t.device) for t in streams])
 
 
 def check_form(who: tuple[str, object], streams: Any, form: Form | None) -> None:
@@ -176,13 +177,13 @@ def check_form(who: tuple[str, object], streams: Any, form: Form | None) -> None
 
 def total_of(streams: Streams) -> Tensor:
     """One number that is finite if and only if every element is (and their sum within float32)."""
-    sums = [s.sum(dtype=torch.promote_types(s.dtype, torch.float32)) for s in streams]
+    sums = [s.detach().sum(dtype=torch.promote_types(s.dtype, torch.float32)) for s in streams]
     return sums[0] if len(sums) == 1 else torch.stack([one.to(sums[0].dtype) for one in sums]).sum()
 
 
 def on_host(tensor: Tensor) -> bool:
     """Whether reading it makes no device wait."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def _shapes(form: Form) -> str:

@@ -145,7 +145,7 @@ def replay(records: Sequence[Record], policies: Sequence[Policy], rule: Rule = u
                 voter.mixcache_run_started(RunInfo(index=record.run, num_steps=record.point.num_steps))
         for voter in panel:
             lacking = [signal for signal in voter.policy.signals if signal not in record.reading]
-            if lacking and voter.covers(record.point) and (record.point.leads or not voter.follows):
+            if lacking and voter.seat(record.point).covers and (record.point.leads or not voter.follows):
                 raise TraceError(f"the trace lacks signals that {voter.label!r} reads: {', '.join(lacking)}.")
         votes = [voter.mixcache_vote(record.point, record.reading) for voter in panel]
         yield decide([vote for vote in votes if vote is not None], rule)

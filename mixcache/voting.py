@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from attrs import define
+
 from mixcache.errors import PluginError, called
 from mixcache.hookspecs import hookimpl
 from mixcache.points import Granularity, Outcome, Point, Reading, RunInfo, Verdict, Vote
@@ -62,11 +64,16 @@ def decide(votes: Sequence[Vote], rule: Rule) -> Verdict:
 
     A vote to reuse with a predicted error that is not finite counts as a vote to compute.
     """
-    vetoes = [vote for vote in votes if vote.veto]
+    vetoes, voting, broken = [], [], []
+    for vote in votes:
+        if vote.veto:
+            vetoes.append(vote)
+        elif vote.choice is not None:
+            voting.append(vote)
+            if vote.error is not None and not math.isfinite(vote.error):
+                broken.append(vote)
     if vetoes:
         return Verdict(reuse=False, reason=_reasons(vetoes))
-    voting = [vote for vote in votes if vote.choice is not None]
-    broken = [vote for vote in voting if vote.error is not None and not math.isfinite(vote.error)]
     if broken:
         return Verdict(reuse=False, reason=f"predicted error is not finite ({_reasons(broken)})")
     if not voting:
@@ -82,7 +89,20 @@ def _reasons(votes: Sequence[Vote]) -> str:
     return "; ".join(sorted({f"{vote.policy}: {vote.reason}" if vote.reason else vote.policy for vote in votes}))
 
 
-_Key = tuple[Granularity, str, str] | None
+@define
+class _Seat:
+    """What a voter remembers of one place: who decided there last, and its state.
+
+    covers: whether the policy decides there. run_length: reuses in a row. led: the last step that was decided there on
+    its own, and `reused` what came of it; vetoed: the last step with a veto.
+    """
+
+    covers: bool
+    state: Any
+    run_length: int = 0
+    led: int = -1
+    reused: bool = False
+    vetoed: int = -1
 
 
 class Voter:
@@ -91,32 +111,19 @@ class Voter:
     def __init__(self, policy: Policy, label: str) -> None:
         self.policy = policy
         self.label = label
-        self._states: dict[_Key, Any] = {}
-        self._run_lengths: dict[_Key, int] = {}
-        self._led: dict[_Key, tuple[int, bool]] = {}
-        self._vetoed: dict[_Key, int] = {}
-        self._covered: dict[tuple[Granularity, tuple[int, int] | None, int], bool] = {}
-
-    def covers(self, point: Point) -> bool:
-        """`Policy.covers`, asked once for each place of a run: a model has many blocks, and each is visited often."""
-        place = (point.granularity, point.span, point.blocks)
-        if place not in self._covered:
-            self._covered[place] = self.policy.covers(point)
-        return self._covered[place]
-
-    @property
-    def follows(self) -> bool:
+        self.follows = policy.branches != "independent"
         """Whether branches after the first of a step follow it."""
-        return self.policy.branches != "independent"
+        self._shared = policy.State() if policy.one_state else None
+        self._seats: dict[tuple[Granularity, str, tuple[int, int] | None, str], _Seat] = {}
 
-    def _key(self, point: Point) -> _Key:
-        return point.granularity, point.site, "" if self.follows else point.branch
-
-    def _state(self, point: Point) -> Any:
-        key = None if self.policy.one_state else self._key(point)
-        if key not in self._states:
-            self._states[key] = self.policy.State()
-        return self._states[key]
+    def seat(self, point: Point) -> _Seat:
+        """What is remembered of the place of a point; `Policy.covers` is asked once for each."""
+        place = (point.granularity, point.site, point.span, "" if self.follows else point.branch)
+        seat = self._seats.get(place)
+        if seat is None:
+            covers = self.policy.covers(point)
+            seat = self._seats[place] = _Seat(covers, self._shared if self.policy.one_state else self.policy.State())
+        return seat
 
     @hookimpl
     def mixcache_run_started(self, run: RunInfo) -> None:
@@ -124,30 +131,29 @@ class Voter:
 
     @hookimpl
     def mixcache_vote(self, point: Point, reading: Reading) -> Vote | None:
-        if not self.covers(point):
+        seat = self.seat(point)
+        if not seat.covers:
             return None
-        key = self._key(point)
-        step, reused = self._led.get(key, (-1, False))
-        if self.follows and not point.leads and step == point.step:
-            reason, veto = "follows this step's first branch", self._vetoed.get(key) == step
-            return (Vote.reuse(reason) if reused else Vote.compute(reason, veto=veto)).signed(self.label)
-        vote = self.policy.guard(point, reading, self._run_lengths.get(key, 0))
+        if self.follows and not point.leads and seat.led == point.step:
+            reason, veto = "follows this step's first branch", seat.vetoed == point.step
+            return (Vote.reuse(reason) if seat.reused else Vote.compute(reason, veto=veto)).signed(self.label)
+        vote = self.policy.guard(point, reading, seat.run_length)
         if vote is None:
-            vote = called(("policy", self.label), self.policy.vote, point, reading, self._state(point))
+            vote = called(("policy", self.label), self.policy.vote, point, reading, seat.state)
         if not isinstance(vote, Vote):
             raise PluginError(f"policy {self.label!r} must return a Vote from vote(), got {vote!r}.")
         if vote.veto:  # nor may another policy reuse the branches that follow
-            self._vetoed[key] = point.step
+            seat.vetoed = point.step
         return vote.signed(self.label)
 
     @hookimpl
     def mixcache_observe(self, point: Point, outcome: Outcome) -> None:
-        if not self.covers(point) or (self.follows and not point.leads):
+        seat = self.seat(point)
+        if not seat.covers or (self.follows and not point.leads):
             return
-        key = self._key(point)
-        self._led[key] = (point.step, outcome.reused)
-        self._run_lengths[key] = self._run_lengths.get(key, 0) + 1 if outcome.reused else 0
-        called(("policy", self.label), self.policy.observe, point, outcome, self._state(point))
+        seat.led, seat.reused = point.step, outcome.reused
+        seat.run_length = seat.run_length + 1 if outcome.reused else 0
+        called(("policy", self.label), self.policy.observe, point, outcome, seat.state)
 
 
 def voters(policies: Sequence[Policy]) -> list[Voter]:
