@@ -112,17 +112,14 @@ class Vote:
 
     choice: Literal["reuse", "compute"] | None
     error: float | None = None
-    weight: float = field(default=1.0)
+    weight: float = 1.0
     veto: bool = False
     reason: str = ""
     policy: str = ""
 
-    @weight.validator
-    def _check_weight(self, _attribute: object, value: float) -> None:
-        if not (math.isfinite(value) and value >= 0):
-            raise ConfigurationError(f"`Vote(weight=...)` must be finite and >= 0, got {value!r}.")
-
     def __attrs_post_init__(self) -> None:
+        if not 0.0 <= self.weight < math.inf:
+            raise ConfigurationError(f"`Vote(weight=...)` must be finite and >= 0, got {self.weight!r}.")
         if self.veto and self.choice != "compute":
             raise ConfigurationError(f"`Vote(veto=True)` must be a compute vote, got choice={self.choice!r}.")
 

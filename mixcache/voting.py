@@ -86,6 +86,7 @@ def decide(votes: Sequence[Vote], rule: Rule) -> Verdict:
 
 
 def _reasons(votes: Sequence[Vote]) -> str:
+    """Who said what, in alphabetical order."""
     return "; ".join(sorted({f"{vote.policy}: {vote.reason}" if vote.reason else vote.policy for vote in votes}))
 
 
