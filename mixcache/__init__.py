@@ -1,9 +1,9 @@
 """mixcache: caching for diffusion-transformer inference, with interchangeable policies, bases and forecasters."""
 
-from mixcache.adapter import BlockList, Calibration, Calibrations, ModelAdapter, PipelineFolder
+from mixcache.adapter import BlockList, Calibration, ModelAdapter, PipelineFolder
 from mixcache.basis import Basis
 from mixcache.bounds import Bound
-from mixcache.calibration import load_calibration, nearest, resample, save_calibration
+from mixcache.calibration import Calibrations, load_calibration, nearest, resample, save_calibration
 from mixcache.errors import (
     AttachError,
     ConfigurationError,

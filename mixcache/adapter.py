@@ -33,9 +33,6 @@ class Calibration:
         return all(config.get(name) == value for name, value in self.match.items())
 
 
-Calibrations = Mapping[str, Calibration]
-"""Calibrations of one model by policy name."""
-
 Probe = Callable[[Any, Mapping[str, Any]], Tensor]
 
 
@@ -80,7 +77,7 @@ class ModelAdapter:
     calibrations: tuple[Calibration, ...] = ()
     generic: bool = False
 
-    def tables(self, model: Any) -> Calibrations:
+    def tables(self, model: Any) -> dict[str, Calibration]:
         """The calibrations that fit `model`, by policy name; of several the one that says most about it."""
         fitting = sorted((c for c in self.calibrations if c.fits(model)), key=lambda c: len(c.match))
         return {calibration.policy: calibration for calibration in fitting}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from mixcache.adapter import Calibration
 from mixcache.errors import ConfigurationError
@@ -31,6 +31,41 @@ class Fit:
 
     values: Mapping[str, Any]
     summary: str
+
+
+@frozen
+class Calibrations:
+    """The tables that policies and forecasters may read when they are enabled.
+
+    known: those of the model, by policy name. models: what the table of a file must be for, if anything.
+    """
+
+    known: Mapping[str, Calibration] = field(factory=dict)
+    models: tuple[Any, ...] = ()
+
+    def read(self, policy: str, entry: str, table: str | None, make: Callable[[Any], T]) -> T | None:
+        """`make` of an entry of a policy's table: that of the file `table`, else the model's; `None` if it has none.
+
+        Raises `ConfigurationError`, which names the table, if it is of another model, lacks the entry or holds what
+        `make` refuses.
+        """
+        found = self.known.get(policy) if table is None else load_calibration(table, policy)
+        if found is None:
+            return None
+        if self.models and not any(found.fits(model) for model in self.models):
+            config = getattr(self.models[0], "config", {})
+            names = [name for name, value in found.match.items() if config.get(name) != value]
+            raise ConfigurationError(
+                f"table {table} is for a model with {', '.join(f'{name}={found.match[name]!r}' for name in names)}; "
+                f"this {type(self.models[0]).__name__} has "
+                f"{', '.join(f'{name}={config.get(name)!r}' for name in names)}. {_remedy(policy)}"
+            )
+        if entry not in found.values:
+            raise ConfigurationError(f"the {policy} table of {found.source} holds no `{entry}`.")
+        try:
+            return make(found.values[entry])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"the {policy} table of {found.source}: {error}") from error
 
 
 def load_calibration(path: str | Path, policy: str | None = None) -> Calibration:

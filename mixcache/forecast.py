@@ -15,8 +15,8 @@ import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
-from mixcache.adapter import Calibrations
 from mixcache.basis import Streams
+from mixcache.calibration import Calibrations
 from mixcache.errors import ConfigurationError
 from mixcache.points import Point
 from mixcache.policy import ge, gt, none_or_ge, one_of

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from attrs import Factory, evolve, field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
-from mixcache.adapter import Calibration, Calibrations
 from mixcache.basis import Streams
-from mixcache.calibration import load_calibration, resample
+from mixcache.calibration import Calibrations, resample
 from mixcache.errors import ConfigurationError
 from mixcache.forecast import Entry, Forecaster, combine
 from mixcache.points import Point
@@ -44,12 +43,6 @@ def _ratios(given: Any) -> Ratios:
     return {} if not read.get("cond") else read
 
 
-def _in_table(calibration: Calibration) -> Any:
-    if "ratios" not in calibration.values:
-        raise ConfigurationError(f"the magcache table from {calibration.source or 'a model adapter'} has no 'ratios'.")
-    return calibration.values["ratios"]
-
-
 @frozen
 class Scaled(Forecaster):
     """MagCache's ratios put to use: the last z times how much its norm is known to have grown since (arXiv 2506.09045).
@@ -67,19 +60,15 @@ class Scaled(Forecaster):
 
     name: ClassVar[str] = "scaled"
     table: str | None = None
-    ratios: Ratios = field(
-        default=Factory(lambda self: self.table and _in_table(load_calibration(self.table, "magcache")), True),
-        converter=_ratios,
-        hash=False,
-        repr=False,
-    )
+    ratios: Ratios = field(default=None, converter=_ratios, hash=False, repr=False)
 
     def calibrated(self, tables: Calibrations) -> Forecaster:
         if self.ratios:
             return self
-        if "magcache" not in tables:
+        found = tables.read("magcache", "ratios", self.table, lambda ratios: evolve(self, ratios=ratios))
+        if found is None:
             raise _no_ratios()
-        return evolve(self, ratios=_in_table(tables["magcache"]))
+        return found
 
     def forecast(self, history: Sequence[Entry], point: Point, prefix: Tensor | None = None) -> Streams:
         last = history[-1]

@@ -42,10 +42,9 @@ class Strip:
     title: str = ""
 
 
-def strips(comparison: Comparison, store: CaseStore, cases: Sequence[Case]) -> list[Strip]:
+def strips(comparison: Comparison, store: CaseStore) -> list[Strip]:
     """The kept clips, for every (prompt, seed) the uncached one and then the variants with their PSNR."""
     found = []
-    by_key = {case.key: case for case in cases}
     for prompt, seed in comparison.shown:
         for variant in (UNCACHED, *comparison.variants):
             frames = store.clips.load(prompt, seed, variant.label)
@@ -54,7 +53,7 @@ def strips(comparison: Comparison, store: CaseStore, cases: Sequence[Case]) -> l
             title = f"{prompt} (seed {seed})" if variant is UNCACHED else ""
             label = "uncached"
             if variant.caches:
-                case = by_key[prompt, seed, variant.label]
+                case = store.cases[prompt, seed, variant.label]
                 label = f"{variant.label}\n{case.speedup:.2f}x, {decibel(case.psnr)}"
             found.append(Strip(label=label, frames_FHWC=frames, title=title))
     return found
@@ -186,20 +185,19 @@ def page(
         plot=_data(path.with_name("speed_quality.png")),
         errors=_data(path.with_name(ERRORS)) if path.with_name(ERRORS).exists() else None,
         audited=[AUDITED, *audited(comparison, cases)],
-        groups=_groups(comparison, store, cases),
+        groups=_groups(comparison, store),
         settings=_flat(comparison.settings),
     )
     write_whole(path, text)
 
 
-def _groups(comparison: Comparison, store: CaseStore, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    by_key = {case.key: case for case in cases}
+def _groups(comparison: Comparison, store: CaseStore) -> list[dict[str, Any]]:
     groups = []
     for prompt, seed in comparison.shown:
         clips = []
         for variant in (UNCACHED, *comparison.variants):
             media = store.clips.playable(prompt, seed, variant.label)
-            case = by_key.get((prompt, seed, variant.label))
+            case = store.cases.get((prompt, seed, variant.label))
             clips.append(
                 {
                     "label": variant.label if variant.caches else "uncached",
@@ -240,6 +238,6 @@ def write_gallery(
     """Write contact_sheet.png, speed_quality.png, errors.png (of an audit that predicted any) and index.html."""
     if not predicted_and_true(folder / ERRORS, comparison, cases):
         (folder / ERRORS).unlink(missing_ok=True)
-    contact_sheet(folder / "contact_sheet.png", strips(comparison, store, cases))
+    contact_sheet(folder / "contact_sheet.png", strips(comparison, store))
     speed_quality(folder / "speed_quality.png", summaries)
     page(folder / "index.html", command, comparison, store, cases, summaries)

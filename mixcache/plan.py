@@ -10,8 +10,8 @@ from attrs import evolve, field, frozen
 from torch import distributed as dist
 
 from mixcache import plugins
-from mixcache.adapter import Calibrations
 from mixcache.basis import Basis
+from mixcache.calibration import Calibrations
 from mixcache.errors import ConfigurationError
 from mixcache.forecast import Forecaster
 from mixcache.points import Granularity, Point, parse_granularity

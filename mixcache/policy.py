@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from attrs import Attribute, define, field, frozen
 
-from mixcache.adapter import Calibrations
+from mixcache.calibration import Calibrations
 from mixcache.errors import ConfigurationError
 from mixcache.points import Granularity, Outcome, Point, Reading, RunInfo, Vote, parse_granularity
 
 BranchMode = Literal["joint", "leader", "independent"]
 
 
+WHOLE = (int, int | None, "int", "int | None")
+"""How an attribute is annotated that holds whole numbers."""
+
+
 def _validator(test: Callable[[Any], bool], text: str) -> Callable[[Any, Attribute[Any], Any], None]:
     def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+        whole = attribute.type in WHOLE
         try:
-            good = test(value)
+            good = test(value) and not (whole and value is not None and _whole(value) != value)
         except TypeError:
             good = False
         if not good:
-            kind = type(instance).__name__
-            raise ConfigurationError(f"`{kind}({attribute.name}=...)` must be {text}, got {value!r}.")
+            kind, wanted = type(instance).__name__, text.replace(">", "a whole number >") if whole else text
+            raise ConfigurationError(f"`{kind}({attribute.name}=...)` must be {wanted}, got {value!r}.")
 
     return validate
 
 
+def _whole(value: Any) -> int | None:
+    return None if isinstance(value, bool) else operator.index(value)
+
+
 def ge(bound: float) -> Callable[[Any, Attribute[Any], Any], None]:
-    """attrs validator: a finite number >= `bound`."""
+    """attrs validator: a finite number >= `bound`, and a whole one where the attribute is annotated as `int`."""
     return _validator(lambda value: math.isfinite(value) and value >= bound, f">= {bound}")
 
 
 def gt(bound: float) -> Callable[[Any, Attribute[Any], Any], None]:
-    """attrs validator: a finite number > `bound`."""
+    """attrs validator: a finite number > `bound`, and a whole one where the attribute is annotated as `int`."""
     return _validator(lambda value: math.isfinite(value) and value > bound, f"> {bound}")
 
 
@@ -44,7 +54,7 @@ def one_of(*values: Any) -> Callable[[Any, Attribute[Any], Any], None]:
 
 
 def none_or_ge(bound: float) -> Callable[[Any, Attribute[Any], Any], None]:
-    """attrs validator: `None` or a finite number >= `bound`."""
+    """attrs validator: `None` or a finite number >= `bound`, and a whole one where the attribute is `int | None`."""
     return _validator(lambda value: value is None or (math.isfinite(value) and value >= bound), f"None or >= {bound}")
 
 
@@ -135,10 +145,15 @@ class Policy:
     def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
         """What came of the point (`outcome.reading`: what was measured); the only place where `state` changes."""
 
+    def warm_up(self, num_steps: int) -> int:
+        """How many of the first of `num_steps` evaluations are computed; override it for a share of the run."""
+        return self.first_steps
+
     def guard(self, point: Point, reading: Reading, run_length: int) -> Vote | None:
         """The vetoes that hold whatever the signals say, or `None`. `run_length`: reuses in a row so far here."""
-        if point.step < self.first_steps:
-            return Vote.compute(f"first {self.first_steps} steps", veto=True)
+        first = self.warm_up(point.num_steps)
+        if point.step < first:
+            return Vote.compute(f"first {first} steps", veto=True)
         if point.step >= point.num_steps - self.last_steps:
             return Vote.compute(f"last {self.last_steps} steps", veto=True)
         if self.longest_run is not None and run_length >= self.longest_run:

@@ -17,6 +17,7 @@ from mixcache.adapter import ModelAdapter, adapter_for, check_adapter
 from mixcache.attach import Attachment, Forward, block_hook, check_compiled, repack, root_hook, transformers_of
 from mixcache.basis import Streams
 from mixcache.bounds import Bound
+from mixcache.calibration import Calibrations
 from mixcache.calls import Layout, ModelCall, Produce, Walk, guided, guided_in_one_batch
 from mixcache.errors import ConfigurationError
 from mixcache.plan import Plan, make_plan
@@ -41,13 +42,12 @@ class Session:
         models = transformers_of(target)
         for model in models.values():
             check_compiled(model, inside=plan.uses(Granularity.BLOCK))
-        known = plugins.models()
+        adapters = plugins.models().values()
         self._adapters = {
-            name: adapter if adapter is not None else adapter_for(model, known.values())
-            for name, model in models.items()
+            name: adapter if adapter is not None else adapter_for(model, adapters) for name, model in models.items()
         }
-        tables = [self._adapters[name].tables(model) for name, model in models.items()]
-        self.plan = plan = plan.calibrated(ChainMap(*map(dict, tables)))
+        known = ChainMap(*(self._adapters[name].tables(model) for name, model in models.items()))
+        self.plan = plan = plan.calibrated(Calibrations(known, tuple(models.values())))
         self._runs = Runs(plan, self._pipeline, self._adapters, self._keep)
         # line by line: what was recorded survives whatever happens to the process
         self._trace = None if trace_file is None else open(trace_file, "w", 1, encoding="utf-8")  # noqa: SIM115

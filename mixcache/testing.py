@@ -223,6 +223,7 @@ def _guarded(policy: Policy, readings: _Readings, branches: Sequence[str], data:
         step, reused = record.point.step, record.outcome.reused
         in_a_row[record.point.branch] = in_a_row.get(record.point.branch, 0) + 1 if reused else 0
         assert not (reused and step < policy.first_steps), f"step {step} was reused, first_steps={policy.first_steps}"
+        assert not (reused and step < policy.warm_up(steps)), f"step {step} was reused, warm_up={policy.warm_up(steps)}"
         assert not (reused and step >= steps - policy.last_steps), f"step {step} of {steps} was reused"
         if policy.longest_run is not None:
             assert in_a_row[record.point.branch] <= policy.longest_run, (

@@ -48,6 +48,10 @@ class DiCache(Policy):
 
         accumulated: float = 0.0
 
+    def warm_up(self, num_steps: int) -> int:
+        """The first share of the run."""
+        return max(self.first_steps, int(self.first_share * num_steps))
+
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """All blocks after the probe."""
         if self.probe_blocks >= blocks:
@@ -62,8 +66,6 @@ class DiCache(Policy):
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse while E + e_t stays below the threshold."""
-        if point.step < int(self.first_share * point.num_steps):
-            return Vote.compute(f"first {self.first_share:.0%} of the run", veto=True)
         change = reading["anchor_change"]
         if change is None:
             return Vote.compute("no earlier probe")

@@ -35,12 +35,9 @@ class FasterCache(Policy):
         """At CFG, the difference of the branches with its frequencies weighted."""
         return ("residual", "split") if granularity is Granularity.CFG else (None, None)
 
-    def guard(self, point: Point, reading: Reading, run_length: int) -> Vote | None:
-        """The windows of every policy, and the first share of the run."""
-        first = int(self.first_share * point.num_steps)
-        if point.step < first:
-            return Vote.compute(f"first {first} steps", veto=True)
-        return super().guard(point, reading, run_length)
+    def warm_up(self, num_steps: int) -> int:
+        """The first share of the run."""
+        return max(self.first_steps, int(self.first_share * num_steps))
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse unless the evaluation, counted from 1, is a multiple of `every`."""

@@ -19,7 +19,6 @@ from mixcache import (
     RunInfo,
     Vote,
     ge,
-    load_calibration,
     nearest,
     none_or_ge,
     parse_granularity,
@@ -96,27 +95,19 @@ class MagCache(Policy):
         """Itself with the ratios that were given, those of the table that was named, or the published ones."""
         if self.ratios is not None:
             return self
-        record = tables.get("magcache") if self.table is None else load_calibration(self.table, "magcache")
-        if record is None:
+        found = tables.read("magcache", "ratios", self.table, lambda ratios: evolve(self, ratios=ratios))
+        if found is None:
             raise ConfigurationError(_MISSING)
-        if "ratios" not in record.values:
-            raise ConfigurationError(f"the MagCache table of {record.source} holds no `ratios`.")
-        try:
-            return evolve(self, ratios=record.values["ratios"])
-        except ConfigurationError as error:
-            raise ConfigurationError(f"the MagCache table of {record.source}: {error}") from error
+        return found
 
     def started(self, run: RunInfo) -> None:
         """Refuse to run without ratios."""
         if self.ratios is None:
             raise ConfigurationError(_MISSING)
 
-    def guard(self, point: Point, reading: Reading, run_length: int) -> Vote | None:
-        """The windows of every policy, and the first share of the run."""
-        first = int(self.first_share * point.num_steps)
-        if point.step < first:
-            return Vote.compute(f"first {first} steps", veto=True)
-        return super().guard(point, reading, run_length)
+    def warm_up(self, num_steps: int) -> int:
+        """The first share of the run."""
+        return max(self.first_steps, int(self.first_share * num_steps))
 
     def held(self, point: Point, state: Any) -> tuple[float, float]:
         """rho and E if this point is reused as well."""

@@ -18,7 +18,6 @@ from mixcache import (
     Reading,
     Vote,
     ge,
-    load_calibration,
     nearest,
     none_or_ge,
     one_of,
@@ -164,15 +163,7 @@ class MixCache(Policy):
         """Itself with the influence that was given, that of the table that was named, or that of the model."""
         if self.influence is not None:
             return self
-        record = tables.get("mixcache") if self.table is None else load_calibration(self.table, "mixcache")
-        if record is None:
-            return self
-        if "influence" not in record.values:
-            raise ConfigurationError(f"the MixCache table of {record.source} holds no `influence`.")
-        try:
-            return evolve(self, influence=record.values["influence"])
-        except ConfigurationError as error:
-            raise ConfigurationError(f"the MixCache table of {record.source}: {error}") from error
+        return tables.read("mixcache", "influence", self.table, lambda found: evolve(self, influence=found)) or self
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """All blocks before the last ones."""

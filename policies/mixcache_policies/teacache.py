@@ -19,7 +19,6 @@ from mixcache import (
     RunInfo,
     Vote,
     ge,
-    load_calibration,
     parse_granularity,
 )
 
@@ -87,12 +86,10 @@ class TeaCache(Policy):
         """Itself with the coefficients that were given, those of the table that was named, or the published ones."""
         if self.coefficients is not None:
             return self
-        record = tables.get("teacache") if self.table is None else load_calibration(self.table, "teacache")
-        if record is None:
+        found = tables.read("teacache", "coefficients", self.table, lambda numbers: evolve(self, coefficients=numbers))
+        if found is None:
             raise ConfigurationError(_MISSING)
-        if "coefficients" not in record.values:
-            raise ConfigurationError(f"the TeaCache table of {record.source} holds no `coefficients`.")
-        return evolve(self, coefficients=record.values["coefficients"])
+        return found
 
     def started(self, run: RunInfo) -> None:
         """Refuse to run without coefficients."""

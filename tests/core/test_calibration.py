@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixcache import Calibration, ConfigurationError, load_calibration, resample, save_calibration
+from mixcache import Calibration, Calibrations, ConfigurationError, load_calibration, resample, save_calibration
 
 TABLE = Calibration(
     policy="magcache",
@@ -97,3 +98,24 @@ def test_resampled_to_one_step_is_the_last() -> None:
     for values, count in (([], 3), ([1], 0)):
         with pytest.raises(ConfigurationError, match="resample"):
             resample(values, count)
+
+
+def test_a_file_for_another_model_is_refused(tmp_path: Path) -> None:
+    """And taken by a pipeline of two models if it is for one of them."""
+    path = str(tmp_path / "table.json")
+    save_calibration(path, TABLE)
+    other, fitting = SimpleNamespace(config={"num_layers": 5}), SimpleNamespace(config={"num_layers": 3})
+    for models in ((), (fitting,), (other, fitting)):
+        assert Calibrations(models=models).read("magcache", "names", path, len) == 2
+    said = r"table .*table\.json is for a model with num_layers=3; this SimpleNamespace has num_layers=5\. Make one"
+    with pytest.raises(ConfigurationError, match=said):
+        Calibrations(models=(other,)).read("magcache", "names", path, len)
+
+
+def test_a_table_that_a_policy_refuses_is_named() -> None:
+    def refuse(value: Any) -> None:
+        raise ConfigurationError(f"not {value}")
+
+    with pytest.raises(ConfigurationError, match=r"the magcache table of a test, \[1, 2\]: not \['a  b'"):
+        Calibrations({"magcache": TABLE}).read("magcache", "names", None, refuse)
+    assert Calibrations().read("magcache", "names", None, refuse) is None

@@ -252,7 +252,7 @@ GENERATE = ["generate", "--prompt", PROMPT]
 BAD = {
     "unknown policy": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "easycash"], "easycache"),
     "unknown parameter": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static:evry=2"], "it has: "),
-    "bad value": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static:every=0"], "must be >= 1"),
+    "bad value": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static:every=0"], "must be a whole number >= 1"),
     "unknown basis": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static", "--basis", "x"], "residual"),
     "unknown rule": ([*GENERATE, "--out", "{tmp}/a.mp4", "--policy", "static", "--rule", "x"], "unanimous"),
     "missing model": ([*GENERATE, "--out", "{tmp}/a.mp4", "--model", "{tmp}/nowhere"], "no such folder"),

@@ -285,15 +285,16 @@ def test_scaled_reads_a_table_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     content = {"schema": 1, "policy": "magcache", "values": {"ratios": RATIOS}, "source": "a test", "match": {}}
     file.write_text(json.dumps(content))
-    assert plugins.build("forecaster", f"scaled:table={file}", Forecaster) == Scaled(ratios=RATIOS, table=str(file))
+    scaled = plugins.build("forecaster", f"scaled:table={file}", Forecaster)
+    assert scaled.calibrated(mixcache.Calibrations()) == Scaled(ratios=RATIOS, table=str(file))
     file.write_text(json.dumps({**content, "values": {}}))
-    with pytest.raises(mixcache.ConfigurationError, match="the magcache table from a test has no 'ratios'"):
-        Scaled(table=str(file))
+    with pytest.raises(mixcache.ConfigurationError, match="the magcache table of a test holds no `ratios`"):
+        scaled.calibrated(mixcache.Calibrations())
     file.write_text(json.dumps({**content, "policy": "teacache"}))
     with pytest.raises(mixcache.ConfigurationError, match=r"table\.json is for policy 'teacache'"):
-        Scaled(table=str(file))
+        scaled.calibrated(mixcache.Calibrations())
     with pytest.raises(mixcache.ConfigurationError, match=r"elsewhere\.json"):
-        Scaled(table=str(tmp_path / "elsewhere.json"))
+        Scaled(table=str(tmp_path / "elsewhere.json")).calibrated(mixcache.Calibrations())
 
 
 def test_scaled_takes_the_table_of_the_model() -> None:
@@ -305,7 +306,7 @@ def test_scaled_takes_the_table_of_the_model() -> None:
         results = follow(session, model, [x] * 5, outputs, branches=("cond", "uncond"))
     assert [r[0].item() for r in results] == pytest.approx([3, 1 + 2 * 1.5, 1 + 2 * 1.5 * 1.25, 3, 1 + 2 * 0.5])
     assert [r[1].item() for r in results] == pytest.approx([5, 1 + 4 * 2, 1 + 4 * 2 * 3, 5, 1 + 4 * 5])
-    assert Scaled(ratios=[1.0, 9.0]).calibrated({"magcache": table}) == Scaled(ratios=[1.0, 9.0])
+    assert Scaled(ratios=[1.0, 9.0]).calibrated(mixcache.Calibrations({"magcache": table})) == Scaled(ratios=[1.0, 9.0])
 
 
 def test_scaled_without_ratios_says_how_to_get_them() -> None:

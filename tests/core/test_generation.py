@@ -60,7 +60,7 @@ def test_a_label_is_a_spec_of_the_same_variant(**parts: str) -> None:
     [
         ("easycash", "Did you mean 'easycache'"),
         ("static:evry=2", "has no parameter 'evry'"),
-        ("static:every=0", "must be >= 1"),
+        ("static:every=0", "must be a whole number >= 1"),
         ("static:every=two", "every must be int"),
         ("static @ basis=nose", "noise"),
         ("static @ forecast=hold:order=2", "no parameter 'order'"),

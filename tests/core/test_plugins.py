@@ -57,7 +57,7 @@ def test_several_specs() -> None:
         ("easycache:threshold=-0.1", r"`EasyCache\(threshold=\.\.\.\)` must be >= 0, got -0.1"),
         ("easycache:threshold=nan", r"`EasyCache\(threshold=\.\.\.\)` must be >= 0, got nan"),
         ("easycache:threshold=inf", r"`EasyCache\(threshold=\.\.\.\)` must be >= 0, got inf"),
-        ("static:every=0", r"`Static\(every=\.\.\.\)` must be >= 1, got 0"),
+        ("static:every=0", r"`Static\(every=\.\.\.\)` must be a whole number >= 1, got 0"),
         ("static:every=2.5", "policy static: every must be int, got '2.5'"),
         ("static:every=", "policy static: every must be int, got ''"),
         ("static:at=everywhere", "at must be one of step, cfg, block, got 'everywhere'"),

@@ -11,7 +11,7 @@ import torch
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
 
 import mixcache
-from mixcache import Calibration, ConfigurationError, plugins, save_calibration
+from mixcache import Calibration, Calibrations, ConfigurationError, plugins, save_calibration
 from mixcache.testing import simulate
 from mixcache_models.magcache_tables import MAGCACHE, OTHER
 from mixcache_policies import MagCache, Schedule
@@ -39,7 +39,7 @@ def computed(records: list[mixcache.session.Record], branch: str = "cond") -> li
 
 
 def made(calibration: Calibration, **parameters: Any) -> MagCache:
-    return MagCache(**parameters).calibrated({"magcache": calibration})  # type: ignore[return-value]
+    return MagCache(**parameters).calibrated(Calibrations({"magcache": calibration}))  # type: ignore[return-value]
 
 
 SLOW_1_3B = [*range(10), 14, 19, 24, 29, 34, 38, 41, 44, 46, 48, 49]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -83,3 +86,13 @@ def test_a_mask_of_another_length_refuses_the_run() -> None:
 
 def test_guards_hold_over_a_mask() -> None:
     assert reused(Schedule("1000000000", longest_run=3, first_steps=2, last_steps=1), 10) == [2, 3, 4, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("every", 1.5), ("blocks", 2.5), ("blocks", "2"), ("first_steps", True), ("longest_run", 0.5)]
+)
+def test_what_counts_must_be_whole(name: str, wrong: Any) -> None:
+    said = rf"`Static\({name}=\.\.\.\)` must be (None or )?a whole number >= [01], got {wrong!r}"
+    with pytest.raises(mixcache.ConfigurationError, match=said):
+        Static(**{name: wrong})
+    assert Static(every=np.int64(3)) == Static(every=3)

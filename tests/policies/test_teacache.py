@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mixcache
-from mixcache import Calibration, plugins
+from mixcache import Calibration, Calibrations, plugins
 from mixcache.testing import simulate
 from mixcache_policies import TeaCache
 from tests.conftest import built
@@ -192,7 +192,7 @@ def test_published_coefficients_go_by_the_configuration(name: str, config: dict[
     assert record is not None
     assert record.source.startswith("ali-vilab/TeaCache")
     assert record.values["coefficients"][0] == first
-    policy = TeaCache().calibrated({"teacache": record})
+    policy = TeaCache().calibrated(Calibrations({"teacache": record}))
     assert isinstance(policy, TeaCache)
     assert policy.estimate(0.1) == pytest.approx(np.polyval(record.values["coefficients"], 0.1))
 
@@ -212,7 +212,7 @@ def test_other_checkpoints_of_a_class_get_none() -> None:
 def test_coefficients_come_from_the_policy_its_table_or_the_model(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"schema": 1, "policy": "teacache", "values": {"coefficients": list(BENT)}}))
-    model = {"teacache": Calibration(policy="teacache", values={"coefficients": PLAIN})}
+    model = Calibrations({"teacache": Calibration(policy="teacache", values={"coefficients": PLAIN})})
     for policy, wanted in (
         (TeaCache(), PLAIN),
         (TeaCache(table=str(path)), BENT),
@@ -221,7 +221,7 @@ def test_coefficients_come_from_the_policy_its_table_or_the_model(tmp_path: Path
         found = policy.calibrated(model)
         assert isinstance(found, TeaCache)
         assert found.coefficients == wanted
-        assert found.calibrated({}) == found
+        assert found.calibrated(Calibrations()) == found
 
 
 def test_without_coefficients_it_says_how_to_get_some(tiny_wan_random: Tiny) -> None:
@@ -240,8 +240,8 @@ def test_coefficients_that_are_none_are_refused(wrong: Any) -> None:
 
 
 def test_a_table_without_coefficients_is_refused() -> None:
-    with pytest.raises(mixcache.ConfigurationError, match="TeaCache table of here holds no `coefficients`"):
-        TeaCache().calibrated({"teacache": Calibration(policy="teacache", values={}, source="here")})
+    with pytest.raises(mixcache.ConfigurationError, match="the teacache table of here holds no `coefficients`"):
+        TeaCache().calibrated(Calibrations({"teacache": Calibration(policy="teacache", values={}, source="here")}))
 
 
 def test_a_model_without_a_probe_is_refused() -> None:
