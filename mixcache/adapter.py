@@ -56,8 +56,9 @@ class ModelAdapter:
     """One transformer class.
 
     model: its class name. latent_argument: the argument of `forward` that holds x_t. channel_dim: the dimension of
-    that tensor that counts channels; where the model is given more channels than it returns (image conditions beside
-    the latent), the first `config.out_channels` of it are the latent. branches: how guidance branches reach the model
+    that tensor that counts channels; by default the last of packed tokens (three dimensions), else the second. Where
+    the model takes more channels than it returns (image conditions beside the latent), the first of them are the
+    latent. branches: how guidance branches reach the model
     ("sequential" calls, one "doubled" batch, or "embedded" guidance); doubled_order: which half comes first.
     prediction: what the model returns, or `None` to ask the noise scheduler. blocks: its block lists, none if what runs
     between its blocks forbids spans. injected: arguments of `forward` that, when given, add residuals between blocks
@@ -67,7 +68,7 @@ class ModelAdapter:
 
     model: str
     latent_argument: str = "hidden_states"
-    channel_dim: int = 1
+    channel_dim: int | None = None
     branches: Literal["sequential", "doubled", "embedded"] = "sequential"
     doubled_order: tuple[str, ...] = ("uncond", "cond")
     prediction: Prediction | None = None
@@ -91,11 +92,17 @@ class ModelAdapter:
                 f"{type(latent).__name__}; pass adapter=ModelAdapter(model={type(model).__name__!r}, "
                 "latent_argument=...) to enable()."
             )
+        packed = latent.dim() == 3
+        dim = self.channel_dim if self.channel_dim is not None else -1 if packed else 1
         config = getattr(model, "config", None)
-        channels = getattr(config, "out_channels", None) or getattr(config, "in_channels", None)
-        if channels is None or latent.shape[self.channel_dim] <= channels:
+        given, taken = getattr(config, "out_channels", None), getattr(config, "in_channels", None)
+        if not isinstance(given, int):
             return latent
-        return latent.narrow(self.channel_dim, 0, channels)
+        if packed and isinstance(getattr(config, "patch_size", None), int):
+            given *= config.patch_size**2  # a packed token holds a patch; what the model returns is counted by pixel
+        if given >= latent.shape[dim] or (isinstance(taken, int) and given >= taken):
+            return latent
+        return latent.narrow(dim, 0, given)
 
 
 @frozen(kw_only=True)

@@ -194,6 +194,7 @@ class Walk:
         self._layout = layout
         self._reuses = scheduler.reuses
         self._entered: Tensor | None = None
+        self._prefix: Tensor | None = None
         self._probe: Tensor | None = None
         self._visit: Visit | None = None
 
@@ -226,10 +227,10 @@ class Walk:
             self._probe = self._layout.probe(module, arguments).detach()
 
     def _begin(self, span: tuple[int, int], streams: Streams) -> Streams | None:
-        prefix = None
-        if self._layout.prefix and span[0] > 0 and self._entered is not None:
-            prefix = (streams[0] - self._entered).detach()
-        around = Around(prefix=prefix, probe=self._probe, exact=self._scheduler.reuses == self._reuses)
+        entered = self._entered if self._layout.prefix and span[0] > 0 else None
+        if entered is not None and entered.shape == streams[0].shape:
+            self._prefix = (streams[0] - entered).detach()
+        around = Around(prefix=self._prefix, probe=self._probe, exact=self._scheduler.reuses == self._reuses)
         visit = self._scheduler.visit(self._point.spanning(span, len(self._layout.kinds)), streams, around)
         try:
             next(visit)

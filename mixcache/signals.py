@@ -35,7 +35,8 @@ Measure = Callable[["Tensors"], "Tensor | None"]
 class Tensors:
     """What a signal may look at. `previous_*`: the previous visit of this point; `computed_*`: the last computed one.
 
-    `prefix`, at a span that does not begin at the first block: what the blocks before it added to the hidden states.
+    `prefix`, at a span that does not begin at the first block: what the blocks before it added to the hidden states;
+    behind a place where these change shape, what was known of it before.
     `probe`, at any span: the tensor that the model's adapter names, such as the modulated input of the first block.
     `rebuilt`, at a computed visit: the output that the cache would have given instead.
 

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
+from tests.image_pipelines import qwen, sd3
 from tests.tiny import Tiny, quiet, randn, repeat
 from tests.video_pipelines import cogvideox, hunyuan, ltx
 
@@ -145,5 +146,7 @@ BUILDERS: dict[str, Callable[[], Tiny]] = {
     "hunyuan": hunyuan,
     "ltx": ltx,
     "cogvideox": cogvideox,
+    "qwen": qwen,
+    "sd3": sd3,
     "embedded": embedded,
 }

@@ -28,6 +28,12 @@ ADAPTERS = (
         calibrations=(*TEACACHE["HunyuanVideoTransformer3DModel"], *MAGCACHE["HunyuanVideoTransformer3DModel"]),
     ),
     ModelAdapter(
+        model="HunyuanVideo15Transformer3DModel",
+        blocks=_BLOCKS[:1],
+        branches="sequential",
+        prediction="flow",
+    ),
+    ModelAdapter(
         model="HunyuanVideoFramepackTransformer3DModel",
         branches="embedded",
         prediction="flow",

@@ -28,7 +28,6 @@ ADAPTERS = (
         blocks=_BLOCKS,
         branches="doubled",
         prediction="flow",
-        channel_dim=-1,
         calibrations=(*TEACACHE["LTXVideoTransformer3DModel"],),
     ),
 )

@@ -1,5 +1,24 @@
-"""Stable Diffusion 3: one doubled batch, uncond first; skip-layer guidance makes a further call."""
+"""Stable Diffusion 3: one doubled batch, uncond first; skip-layer guidance makes a further call.
 
-from mixcache import ModelAdapter
+The last block drops the text stream.
+"""
 
-ADAPTERS = (ModelAdapter(model="SD3Transformer2DModel", branches="doubled", prediction="flow"),)
+from mixcache import BlockList, ModelAdapter
+
+_BLOCKS = (
+    BlockList(
+        path="transformer_blocks",
+        streams=("hidden_states", "encoder_hidden_states"),
+        returns=("encoder_hidden_states", "hidden_states"),
+    ),
+)
+
+ADAPTERS = (
+    ModelAdapter(
+        model="SD3Transformer2DModel",
+        blocks=_BLOCKS,
+        injected=("block_controlnet_hidden_states", "skip_layers"),
+        branches="doubled",
+        prediction="flow",
+    ),
+)

@@ -25,6 +25,11 @@ ADAPTERS = (
         calibrations=MAGCACHE["WanVACETransformer3DModel"],
     ),
     ModelAdapter(model="WanAnimateTransformer3DModel", branches="sequential", prediction="flow"),
-    ModelAdapter(model="SkyReelsV2Transformer3DModel", branches="sequential", prediction="flow"),
+    ModelAdapter(
+        model="SkyReelsV2Transformer3DModel",
+        blocks=(BlockList(path="blocks", probe=time_embedding),),
+        branches="sequential",
+        prediction="flow",
+    ),
     ModelAdapter(model="ChronoEditTransformer3DModel", branches="sequential", prediction="flow"),
 )

@@ -1,0 +1,105 @@
+"""Transformers of many architectures, called as by their pipelines: what is passed over leaves the same result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from attrs import frozen
+
+import mixcache
+from mixcache import Granularity, Point, Policy, Reading, Vote, plugins
+from mixcache.adapter import adapter_for
+from tests.transformers import TRANSFORMERS, build
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),  # diffusers asks for float32 there
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated"),
+]
+DESCRIBED = [name for name in TRANSFORMERS if name not in ("sana", "bria")]
+
+
+@frozen(kw_only=True)
+class OneSpan(Policy):
+    """Reuse `span` from the second evaluation on."""
+
+    at: Granularity = Granularity.BLOCK
+    span: tuple[int, int]
+
+    def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
+        return (self.span,)
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.reuse() if point.step else Vote.compute()
+
+
+def listed(model: Any) -> list[Any]:
+    adapter = adapter_for(model, plugins.models().values())
+    assert not adapter.generic
+    return [block for kind in adapter.blocks for block in getattr(model, kind.path)]
+
+
+def twice(model: Any, arguments: dict[str, Any], policy: Any, **more: Any) -> tuple[mixcache.Session, list[Any], int]:
+    """The results of the same call twice, and how many blocks the second one ran."""
+    ran: list[int] = []
+    adapter = adapter_for(model, plugins.models().values())
+    blocks = [block for kind in adapter.blocks for block in getattr(model, kind.path)]
+    with mixcache.enable(model, policy, **more) as session, session.run(2) as run, torch.no_grad():
+        results = []
+        handles = []
+        for step in range(2):
+            if step:  # the inner forward of a block, which a reuse does not call
+                inner = [next(m for m in block.modules() if isinstance(m, torch.nn.Linear)) for block in blocks]
+                handles = [m.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, m in enumerate(inner)]
+            with run.step(step):
+                results.append(model(**arguments)[0])
+        for handle in handles:
+            handle.remove()
+    return session, results, len(set(ran))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_whole_call_is_rebuilt(name: str) -> None:
+    """Also where nobody described the model, and where it is given conditions beside the latent."""
+    model, arguments = build(name)
+    session, (first, second), _ = twice(model, arguments, "static:every=2,first_steps=1,last_steps=0")
+    assert session.report().evaluations == 1
+    torch.testing.assert_close(second, first)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_every_block_a_point_changes_no_bit(name: str) -> None:
+    model, arguments = build(name)
+    with torch.no_grad():
+        bare = model(**arguments)[0]
+    session, results, ran = twice(model, arguments, "static:every=1,at=block,blocks=1")
+    assert all(torch.equal(result, bare) for result in results)
+    assert session.report().visits["block"].computed == 2 * len(listed(model)) == 2 * ran
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_any_span_is_rebuilt_with_all_that_later_blocks_need(name: str) -> None:
+    """Every span, so also those over the place where the blocks' streams change."""
+    model, arguments = build(name)
+    count = len(listed(model))
+    for span in [(a, b) for a in range(count) for b in range(a + 1, count + 1)]:
+        session, (first, second), ran = twice(model, arguments, OneSpan(span=span))
+        assert ran == count - (span[1] - span[0]), span
+        assert session.report().visits["block"].reused >= 1
+        torch.testing.assert_close(second, first, msg=lambda text, span=span: f"{span}: {text}")
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_the_first_block_decides_for_all_others(name: str) -> None:
+    """Behind a seam of the streams too: there the first block's increment is the last that is known."""
+    model, arguments = build(name)
+    _, (first, second), ran = twice(model, arguments, "firstblock:threshold=0.01")
+    assert ran == 1
+    torch.testing.assert_close(second, first)
+    changed = {**arguments, "hidden_states": arguments["hidden_states"] * 1.5}
+    with mixcache.enable(model, "firstblock:threshold=1e-6") as session, session.run(2) as run, torch.no_grad():
+        for step, given in enumerate((arguments, changed)):
+            with run.step(step):
+                model(**given)
+    assert session.report().visits["block"].reused == 0

@@ -1,0 +1,158 @@
+"""Tiny random transformers without their pipelines, each with the arguments of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+
+from tests.tiny import randn
+from tests.video_pipelines import mochi_transformer
+
+Call = tuple[Any, dict[str, Any]]
+T = torch.tensor([500.0])
+
+
+def mochi() -> Call:
+    return mochi_transformer(), {
+        "hidden_states": randn(1, 4, 2, 4, 4),
+        "encoder_hidden_states": randn(1, 8, 16),
+        "timestep": T,
+        "encoder_attention_mask": torch.ones(1, 8).bool(),
+    }
+
+
+def hunyuan15() -> Call:
+    """More channels in than out: the condition and its mask follow the latent."""
+    model = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=3,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=16,
+        text_embed_2_dim=8,
+        image_embed_dim=12,
+        rope_axes_dim=(2, 6, 8),
+        target_size=16,
+        task_type="t2v",
+    )
+    return model, {
+        "hidden_states": randn(1, 9, 2, 4, 4),
+        "encoder_hidden_states": randn(1, 5, 16),
+        "timestep": T,
+        "encoder_attention_mask": torch.ones(1, 5),
+        "encoder_hidden_states_2": randn(1, 4, 8),
+        "encoder_attention_mask_2": torch.ones(1, 4),
+        "image_embeds": torch.zeros(1, 3, 12),
+    }
+
+
+def skyreels() -> Call:
+    model = diffusers.SkyReelsV2Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=3,
+        rope_max_seq_len=32,
+    )
+    return model, {"hidden_states": randn(1, 4, 2, 4, 4), "encoder_hidden_states": randn(1, 8, 16), "timestep": T}
+
+
+def flux2() -> Call:
+    """Two lists of blocks; the second works on text and image as one stream."""
+    model = diffusers.Flux2Transformer2DModel(
+        in_channels=8,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+    )
+    return model, {**tokens(8, text=6, axes=4), "timestep": T / 1000, "guidance": torch.tensor([3.5])}
+
+
+def chroma() -> Call:
+    """As Flux 2, with true guidance."""
+    model = diffusers.ChromaTransformer2DModel(
+        in_channels=8,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    return model, {**tokens(8, text=6, axes=3), "timestep": T / 1000}
+
+
+def sana() -> Call:
+    """Nobody described it: whole steps alone."""
+    model = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=8,
+        sample_size=16,
+    )
+    return model, {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 5, 8), "timestep": T}
+
+
+def bria() -> Call:
+    """Nobody described it either; packed tokens."""
+    model = diffusers.BriaTransformer2DModel(
+        in_channels=8,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=[4, 4, 8],
+    )
+    return model, {**tokens(8, text=6, axes=3), "timestep": T / 1000}
+
+
+def tokens(channels: int, *, text: int, axes: int) -> dict[str, Any]:
+    """12 packed image tokens and `text` text tokens, and where they lie."""
+    return {
+        "hidden_states": randn(1, 12, channels),
+        "encoder_hidden_states": randn(1, text, 16),
+        "img_ids": torch.arange(12.0)[:, None].repeat(1, axes),
+        "txt_ids": torch.zeros(text, axes),
+    }
+
+
+TRANSFORMERS: dict[str, Callable[[], Call]] = {
+    "mochi": mochi,
+    "hunyuan15": hunyuan15,
+    "skyreels": skyreels,
+    "flux2": flux2,
+    "chroma": chroma,
+    "sana": sana,
+    "bria": bria,
+}
+
+
+def build(name: str) -> Call:
+    """A transformer of random weights, the same at every call, and the arguments of one call of it."""
+    torch.manual_seed(0)
+    model, arguments = TRANSFORMERS[name]()
+    return model.eval(), {**arguments, "return_dict": False}
