@@ -95,11 +95,11 @@ class ModelAdapter:
         packed = latent.dim() == 3
         dim = self.channel_dim if self.channel_dim is not None else -1 if packed else 1
         config = getattr(model, "config", None)
-        given, taken = getattr(config, "out_channels", None), getattr(config, "in_channels", None)
+        given, taken, patch = (getattr(config, name, None) for name in ("out_channels", "in_channels", "patch_size"))
         if not isinstance(given, int):
             return latent
-        if packed and isinstance(getattr(config, "patch_size", None), int):
-            given *= config.patch_size**2  # a packed token holds a patch; what the model returns is counted by pixel
+        if packed and isinstance(patch, int):
+            given *= patch**2  # a packed token holds a patch; what the model returns is counted by pixel
         if given >= latent.shape[dim] or (isinstance(taken, int) and given >= taken):
             return latent
         return latent.narrow(dim, 0, given)

@@ -1,7 +1,7 @@
 """Flux 1 and 2, and Chroma: packed latents [batch, tokens, channels].
 
-Flux embeds its guidance, and true guidance makes a second call, as Chroma's does. The single blocks of Flux 2 and Chroma
-work on one stream, the text before the image.
+Flux embeds its guidance, and true guidance makes a second call, as Chroma's does. The single blocks of Flux 2 and of
+Chroma work on one stream, the text before the image.
 """
 
 from mixcache import BlockList, ModelAdapter
