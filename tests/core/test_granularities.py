@@ -16,7 +16,7 @@ from tests.pipelines import Tiny
 
 NEVER = ["static:every=1", "cfg:every=1", "firstblock:first_steps=99"]
 OFTEN = ["static:every=3", "cfg:every=2,first_steps=1", "static:every=2,at=block"]
-GUIDED = ("wan", "ltx", "cogvideox")
+GUIDED = ("wan", "ltx", "cogvideox", "qwen", "sd3")
 
 
 def ran(session: mixcache.Session) -> set[tuple[str, int, str]]:
@@ -79,13 +79,13 @@ def test_a_reused_branch_leaves_no_visit_of_its_blocks(tiny_wan_random: Tiny) ->
 @pytest.mark.parametrize(
     "policy", ["cfg:first_steps=1,last_steps=0", "static:every=9,first_steps=1,last_steps=0,at=block"]
 )
-@pytest.mark.parametrize("name", ["wan", "flux", "hunyuan", "ltx", "cogvideox"])
+@pytest.mark.parametrize("name", ["flux", "hunyuan", *GUIDED])
 def test_the_fixed_point_of_branches_and_spans(name: str, policy: str) -> None:
     """The pipeline's calls of one step, made twice: computed, then rebuilt."""
     tiny = built(name)
     with recorded_calls(tiny.pipe.transformer) as calls:
         tiny.run(2)
-    branches = {"wan": ("cond", "uncond"), "ltx": ("cond_uncond",), "cogvideox": ("cond_uncond",)}.get(name, ("cond",))
+    branches = ("cond", "uncond") if name in ("wan", "qwen") else ("cond_uncond",) if name in GUIDED else ("cond",)
     with mixcache.enable(tiny.pipe.transformer, policy) as session, torch.no_grad(), session.run(2) as run:
         for step in range(2):
             for branch, (arguments, computed) in zip(branches, calls):
@@ -113,10 +113,11 @@ def test_embedded_guidance_is_noted(name: str) -> None:
 @pytest.mark.parametrize("name", GUIDED)
 def test_guidance_that_is_off_is_noted(name: str) -> None:
     tiny = built(name)
-    bare, two = tiny.run(guidance_scale=1.0), tiny.run(guidance_scale=1.0, batch=2)
+    off = {"true_cfg_scale" if name == "qwen" else "guidance_scale": 1.0}
+    bare, two = tiny.run(**off), tiny.run(**off, batch=2)
     with mixcache.enable(tiny.pipe, "cfg:first_steps=1") as session:
-        assert torch.equal(tiny.run(guidance_scale=1.0), bare)
-        assert torch.equal(tiny.run(guidance_scale=1.0, batch=2), two)
+        assert torch.equal(tiny.run(**off), bare)
+        assert torch.equal(tiny.run(**off, batch=2), two)
     assert not session.records
     assert "'cfg' decided nothing at 'cfg'" in session.report().notes[0]
 

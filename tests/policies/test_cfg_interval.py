@@ -32,7 +32,7 @@ def test_two_calls_a_step(tiny_wan_random: Tiny) -> None:
         torch.testing.assert_close(uncond, cond + increment)
 
 
-@pytest.mark.parametrize("name", ["ltx", "cogvideox"])
+@pytest.mark.parametrize("name", ["ltx", "cogvideox", "sd3"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_one_doubled_batch(name: str, batch: int) -> None:
     """The first half is uncond; a reused step runs the model on the second half alone."""
@@ -60,7 +60,7 @@ def test_one_doubled_batch(name: str, batch: int) -> None:
 
 def test_the_first_half_of_a_doubled_batch_is_the_negative_prompt() -> None:
     """Which half the adapters call uncond, shown by what the pipeline puts there."""
-    for name in ("ltx", "cogvideox"):
+    for name in ("ltx", "cogvideox", "sd3"):
         tiny = built(name)
         with recorded_calls(tiny.pipe.transformer) as calls:
             tiny.run(1)

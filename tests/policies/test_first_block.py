@@ -22,6 +22,7 @@ LAST = {
     "hunyuan": "single_transformer_blocks",
     "cogvideox": "transformer_blocks",
     "ltx": "transformer_blocks",
+    "qwen": "transformer_blocks",
 }
 """The list that holds the last block of each model."""
 
