@@ -11,6 +11,7 @@ from attrs import frozen
 import mixcache
 from mixcache import Granularity, Point, Policy, Reading, Vote, plugins
 from mixcache.adapter import adapter_for
+from tests.more_pipelines import MORE
 from tests.transformers import TRANSFORMERS, build
 
 pytestmark = [
@@ -41,7 +42,7 @@ def listed(model: Any) -> list[Any]:
 
 
 def twice(model: Any, arguments: dict[str, Any], policy: Any, **more: Any) -> tuple[mixcache.Session, list[Any], int]:
-    """The results of the same call twice, and how many blocks the second one ran."""
+    """The results of the same call twice, and how many blocks the second one really ran."""
     ran: list[int] = []
     adapter = adapter_for(model, plugins.models().values())
     blocks = [block for kind in adapter.blocks for block in getattr(model, kind.path)]
@@ -49,7 +50,7 @@ def twice(model: Any, arguments: dict[str, Any], policy: Any, **more: Any) -> tu
         results = []
         handles = []
         for step in range(2):
-            if step:  # the inner forward of a block, which a reuse does not call
+            if step:  # a reuse does not call what is inside of a block
                 inner = [next(m for m in block.modules() if isinstance(m, torch.nn.Linear)) for block in blocks]
                 handles = [m.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, m in enumerate(inner)]
             with run.step(step):
@@ -103,3 +104,23 @@ def test_the_first_block_decides_for_all_others(name: str) -> None:
             with run.step(step):
                 model(**given)
     assert session.report().visits["block"].reused == 0
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_their_pipelines_are_followed(name: str) -> None:
+    """Steps and branches are told apart: bits stay where nothing is reused, and what is asked for is reused."""
+    tiny = MORE[name]()
+    bare = tiny.run()
+    branches = 1 if name == "flux2" else 2
+    for policy, reused in (
+        ("static:every=1 + cfg:every=1 + static:every=1,at=block", {}),
+        ("static:every=2", {"step": 3 * branches}),
+        ("cfg:every=2", {"cfg": 3} if branches == 2 else {}),
+        ("static:every=2,at=block", {"block": 3 * branches * (2 if name in ("flux2", "chroma") else 1)}),
+    ):
+        with mixcache.enable(tiny.pipe, policy) as session:
+            result = tiny.run()
+        report = session.report()
+        assert torch.equal(result, bare) is not bool(reused)
+        assert {g: visit.reused for g, visit in report.visits.items() if visit.reused} == reused
+        assert (report.runs, report.evaluations_uncached, report.foreign_calls) == (1, 8 * branches, 0)
