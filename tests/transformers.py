@@ -52,6 +52,42 @@ def hunyuan15() -> Call:
     }
 
 
+def framepack() -> Call:
+    """Tokens of earlier frames stand beside those of the latent in the blocks alone."""
+    model = diffusers.HunyuanVideoFramepackTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=2,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 6, 6),
+        has_image_proj=True,
+        image_proj_dim=12,
+        has_clean_x_embedder=True,
+    )
+    return model, {
+        "hidden_states": randn(1, 4, 3, 8, 8),
+        "encoder_hidden_states": randn(1, 5, 16),
+        "encoder_attention_mask": torch.ones(1, 5),
+        "pooled_projections": randn(1, 8),
+        "image_embeds": randn(1, 3, 12),
+        "timestep": T,
+        "guidance": torch.tensor([6000.0]),
+        "indices_latents": torch.arange(19, 22),
+        "latents_clean": randn(1, 4, 2, 8, 8),
+        "indices_latents_clean": torch.tensor([0, 18]),
+        "latents_history_2x": randn(1, 4, 2, 8, 8),
+        "indices_latents_history_2x": torch.tensor([16, 17]),
+        "latents_history_4x": randn(1, 4, 16, 8, 8),
+        "indices_latents_history_4x": torch.arange(16),
+    }
+
+
 def skyreels() -> Call:
     model = diffusers.SkyReelsV2Transformer3DModel(
         num_attention_heads=2,
@@ -143,6 +179,7 @@ def tokens(channels: int, *, text: int, axes: int) -> dict[str, Any]:
 TRANSFORMERS: dict[str, Callable[[], Call]] = {
     "mochi": mochi,
     "hunyuan15": hunyuan15,
+    "framepack": framepack,
     "skyreels": skyreels,
     "flux2": flux2,
     "chroma": chroma,

@@ -35,6 +35,7 @@ ADAPTERS = (
     ),
     ModelAdapter(
         model="HunyuanVideoFramepackTransformer3DModel",
+        blocks=_BLOCKS,
         branches="embedded",
         prediction="flow",
         calibrations=MAGCACHE["HunyuanVideoFramepackTransformer3DModel"],
