@@ -1,4 +1,4 @@
-"""Pipelines around the transformers of `tests.transformers`."""
+"""Pipelines around the transformers of `tests.architectures`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import diffusers
 import torch
 
+from tests.architectures import build
 from tests.pipelines import unipc, wan_vae
 from tests.tiny import Tiny, quiet, randn
-from tests.transformers import build
 
 
 def chroma() -> Tiny:

@@ -11,8 +11,8 @@ from attrs import frozen
 import mixcache
 from mixcache import Granularity, Point, Policy, Reading, Vote, plugins
 from mixcache.adapter import adapter_for
+from tests.architectures import TRANSFORMERS, build
 from tests.more_pipelines import MORE
-from tests.transformers import TRANSFORMERS, build
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:In CPU autocast"),  # diffusers asks for float32 there
