@@ -4,7 +4,13 @@ Flux embeds its guidance, and true guidance makes a second call, as Chroma's doe
 Chroma work on one stream, the text before the image.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
 from mixcache import BlockList, ModelAdapter
+from mixcache.adapter import Probe
 from mixcache_models.magcache_tables import MAGCACHE
 from mixcache_models.probes import modulated_input
 from mixcache_models.teacache_tables import TEACACHE
@@ -23,14 +29,31 @@ _BLOCKS = (
     ),
 )
 
-_JOINED = (
-    BlockList(
+
+def _joined(probe: Probe) -> tuple[BlockList, ...]:
+    double = BlockList(
         path="transformer_blocks",
         streams=("hidden_states", "encoder_hidden_states"),
         returns=("encoder_hidden_states", "hidden_states"),
-    ),
-    BlockList(path="single_transformer_blocks"),
-)
+        probe=probe,
+    )
+    return double, BlockList(path="single_transformer_blocks")
+
+
+def modulated_flux2(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """The image tokens as attention gets them, [batch, tokens, dim]: the model makes the modulation, for all blocks."""
+    shift, scale = arguments["temb_mod_img"].chunk(6, dim=-1)[:2]
+    if shift.dim() == 2:
+        shift, scale = shift[:, None], scale[:, None]
+    modulated: Tensor = (1 + scale) * block.norm1(arguments["hidden_states"]) + shift
+    return modulated
+
+
+def modulated_chroma(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """The image tokens as attention gets them, [batch, tokens, dim]: the first six rows of `temb` are the image's."""
+    modulated: Tensor = block.norm1(arguments["hidden_states"], emb=arguments["temb"][:, :6])[0]
+    return modulated
+
 
 ADAPTERS = (
     ModelAdapter(
@@ -43,14 +66,14 @@ ADAPTERS = (
     ),
     ModelAdapter(
         model="Flux2Transformer2DModel",
-        blocks=_JOINED,
+        blocks=_joined(modulated_flux2),
         injected=("kv_cache",),
         branches="embedded",
         prediction="flow",
     ),
     ModelAdapter(
         model="ChromaTransformer2DModel",
-        blocks=_JOINED,
+        blocks=_joined(modulated_chroma),
         injected=("controlnet_block_samples", "controlnet_single_block_samples"),
         branches="sequential",
         prediction="flow",

@@ -12,11 +12,11 @@ import torch
 import mixcache
 from mixcache import ModelAdapter, plugins
 from mixcache.adapter import adapter_for
+from tests.architectures import build
 from tests.conftest import built
 from tests.helpers import recorded_calls, reused_steps
 from tests.pipelines import BUILDERS
 from tests.tiny import Tiny
-from tests.video_pipelines import mochi_transformer
 
 SHIPPED = {name: a for name, a in plugins.models().items() if hasattr(diffusers, name)}
 RANDOM = [name for name in BUILDERS if name != "embedded"]
@@ -98,7 +98,7 @@ def probed(model: Any, call: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str,
     return probe, attended, arguments
 
 
-@pytest.mark.parametrize("name", ["flux", "hunyuan", "ltx"])
+@pytest.mark.parametrize("name", ["flux", "hunyuan", "ltx", "qwen", "sd3"])
 def test_the_probe_is_what_the_first_attention_is_given(name: str) -> None:
     """The modulated input, taken where the block itself uses it."""
     tiny = built(name)
@@ -107,14 +107,10 @@ def test_the_probe_is_what_the_first_attention_is_given(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # diffusers asks for float32 there
-def test_the_probe_of_mochi_is_what_its_first_attention_is_given() -> None:
-    model = mochi_transformer()
-    arguments = {
-        "hidden_states": torch.randn(2, 4, 2, 4, 4),
-        "encoder_hidden_states": torch.randn(2, 8, 16),
-        "timestep": torch.full((2,), 500),
-        "encoder_attention_mask": torch.ones(2, 8).bool(),
-    }
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
+@pytest.mark.parametrize("name", ["mochi", "hunyuan15", "framepack", "flux2", "chroma"])
+def test_the_probe_is_what_the_first_attention_is_given_without_a_pipeline_too(name: str) -> None:
+    model, arguments = build(name)
     probe, attended, _ = probed(model, lambda: model(**arguments))
     assert torch.equal(probe, attended)
 
