@@ -4,13 +4,12 @@ Flux embeds its guidance, and true guidance makes a second call, as Chroma's doe
 Chroma work on one stream, the text before the image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from mixcache import BlockList, ModelAdapter
-from mixcache.adapter import Probe
 from mixcache_models.magcache_tables import MAGCACHE
 from mixcache_models.probes import modulated_input
 from mixcache_models.teacache_tables import TEACACHE
@@ -30,7 +29,7 @@ _BLOCKS = (
 )
 
 
-def _joined(probe: Probe) -> tuple[BlockList, ...]:
+def _joined(probe: Callable[[Any, Mapping[str, Any]], Tensor]) -> tuple[BlockList, ...]:
     double = BlockList(
         path="transformer_blocks",
         streams=("hidden_states", "encoder_hidden_states"),
