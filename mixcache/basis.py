@@ -57,12 +57,12 @@ class Basis:
 
 def _mix(p: float, a: Tensor, q: float, b: Tensor) -> Tensor:
     """p * a + q * b, in at least float32, as a new tensor of b's dtype."""
-    mixed = b.to(torch.float32) if b.dtype.itemsize < 4 else b
+    mixed = b.to(torch.promote_types(b.dtype, torch.float32))
     if p == 0.0 or q != 1.0:
         mixed = mixed * q
     if p != 0.0:
         mixed = torch.add(mixed, a, alpha=p)
-    return (mixed if mixed.dtype == b.dtype else mixed.to(b.dtype)).detach()
+    return mixed.to(b.dtype).detach()
 
 
 @frozen

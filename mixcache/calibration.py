@@ -49,23 +49,30 @@ class Calibrations:
         Raises `ConfigurationError`, which names the table, if it is of another model, lacks the entry or holds what
         `make` refuses.
         """
-        found = self.known.get(policy) if table is None else load_calibration(table, policy)
+        found = self.known.get(policy) if table is None else self._load(table, policy)
         if found is None:
             return None
-        if self.models and not any(found.fits(model) for model in self.models):
-            config = getattr(self.models[0], "config", {})
-            names = [name for name, value in found.match.items() if config.get(name) != value]
-            raise ConfigurationError(
-                f"table {table} is for a model with {', '.join(f'{name}={found.match[name]!r}' for name in names)}; "
-                f"this {type(self.models[0]).__name__} has "
-                f"{', '.join(f'{name}={config.get(name)!r}' for name in names)}. {_remedy(policy)}"
-            )
         if entry not in found.values:
             raise ConfigurationError(f"the {policy} table of {found.source} holds no `{entry}`.")
         try:
             return make(found.values[entry])
         except ConfigurationError as error:
             raise ConfigurationError(f"the {policy} table of {found.source}: {error}") from error
+
+    def _load(self, table: str, policy: str) -> Calibration:
+        """The calibration in a file, which must be for one of the models."""
+        found = load_calibration(table, policy)
+        if self.models and not any(found.fits(model) for model in self.models):
+            config = getattr(self.models[0], "config", {})
+            differing = [name for name, value in found.match.items() if config.get(name) != value]
+            wanted, there = (
+                ", ".join(f"{name}={entries.get(name)!r}" for name in differing) for entries in (found.match, config)
+            )
+            raise ConfigurationError(
+                f"table {table} is for a model with {wanted}; this {type(self.models[0]).__name__} has {there}. "
+                f"{_remedy(policy)}"
+            )
+        return found
 
 
 def load_calibration(path: str | Path, policy: str | None = None) -> Calibration:

@@ -24,7 +24,7 @@ def _validator(test: Callable[[Any], bool], text: str) -> Callable[[Any, Attribu
     def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:
         whole = attribute.type in WHOLE
         try:
-            good = test(value) and not (whole and value is not None and _whole(value) != value)
+            good = test(value) and (not whole or value is None or _is_whole(value))
         except TypeError:
             good = False
         if not good:
@@ -34,8 +34,9 @@ def _validator(test: Callable[[Any], bool], text: str) -> Callable[[Any, Attribu
     return validate
 
 
-def _whole(value: Any) -> int | None:
-    return None if isinstance(value, bool) else operator.index(value)
+def _is_whole(value: Any) -> bool:
+    """Raises `TypeError` for what is no integer, of Python's or another's."""
+    return not isinstance(value, bool) and operator.index(value) == value
 
 
 def ge(bound: float) -> Callable[[Any, Attribute[Any], Any], None]:

@@ -66,7 +66,8 @@ class _Count:
 
     def report(self) -> GranularityReport:
         """As it stands now, the commonest reasons first."""
-        told = Counter({f"{_done(reused)}: {reason}": n for (reused, reason), n in self.reasons.items()})
+        done = {True: "reused", False: "computed"}
+        told = Counter({f"{done[reused]}: {reason}": n for (reused, reason), n in self.reasons.items()})
         return GranularityReport(
             computed=self.computed,
             reused=self.reused,
@@ -105,10 +106,6 @@ class Tally:
         count.computed += 1
         if point.granularity is Granularity.STEP and self.seconds is not None:
             self.seconds = None if record.seconds is None else self.seconds + record.seconds
-
-
-def _done(reused: bool) -> str:
-    return "reused" if reused else "computed"
 
 
 def _with(errors: Errors | None, error: float, record: Record) -> Errors:

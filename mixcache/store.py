@@ -115,20 +115,16 @@ class Store:
         self.peak_bytes = max(self.peak_bytes, self._held)
 
     def _count(self, slot: Slot) -> None:
-        before, slot.counted, holders = slot.counted, {}, self._holders
-        for place, size in before.items():
-            holders[place] -= 1
-            if not holders[place]:
-                del holders[place]
+        now = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in slot.tensors())}
+        for place, size in slot.counted.items():
+            self._holders[place] -= 1
+            if not self._holders[place]:
+                del self._holders[place]
                 self._held -= size
-        for tensor in slot.tensors():
-            storage = tensor.untyped_storage()
-            place = storage.data_ptr()
-            if place not in slot.counted:
-                slot.counted[place] = storage.nbytes()
-                holders[place] += 1
-                if holders[place] == 1:
-                    self._held += slot.counted[place]
+        for place, size in now.items():
+            self._holders[place] += 1
+            self._held += size * (self._holders[place] == 1)
+        slot.counted = now
 
     def clear(self) -> None:
         """Drop every tensor."""
@@ -181,7 +177,7 @@ def check_form(who: tuple[str, object], streams: Any, form: Form | None) -> None
 
 def total_of(streams: Streams) -> Tensor:
     """One number that is finite if and only if every element is (and their sum within float32)."""
-    sums = [s.sum(dtype=torch.float32 if s.dtype.itemsize < 4 else None) for s in streams]
+    sums = [s.sum(dtype=torch.promote_types(s.dtype, torch.float32)) for s in streams]
     return (sums[0] if len(sums) == 1 else torch.stack([one.to(sums[0].dtype) for one in sums]).sum()).detach()
 
 

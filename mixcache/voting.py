@@ -64,16 +64,11 @@ def decide(votes: Sequence[Vote], rule: Rule) -> Verdict:
 
     A vote to reuse with a predicted error that is not finite counts as a vote to compute.
     """
-    vetoes, voting, broken = [], [], []
-    for vote in votes:
-        if vote.veto:
-            vetoes.append(vote)
-        elif vote.choice is not None:
-            voting.append(vote)
-            if vote.error is not None and not math.isfinite(vote.error):
-                broken.append(vote)
+    vetoes = [vote for vote in votes if vote.veto]
     if vetoes:
         return Verdict(reuse=False, reason=_reasons(vetoes))
+    voting = [vote for vote in votes if vote.choice is not None]
+    broken = [vote for vote in voting if vote.error is not None and not math.isfinite(vote.error)]
     if broken:
         return Verdict(reuse=False, reason=f"predicted error is not finite ({_reasons(broken)})")
     if not voting:

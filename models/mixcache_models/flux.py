@@ -14,36 +14,28 @@ from mixcache_models.magcache_tables import MAGCACHE
 from mixcache_models.probes import modulated_input
 from mixcache_models.teacache_tables import TEACACHE
 
-_BLOCKS = (
-    BlockList(
-        path="transformer_blocks",
-        streams=("hidden_states", "encoder_hidden_states"),
-        returns=("encoder_hidden_states", "hidden_states"),
-        probe=modulated_input,
-    ),
-    BlockList(
-        path="single_transformer_blocks",
-        streams=("hidden_states", "encoder_hidden_states"),
-        returns=("encoder_hidden_states", "hidden_states"),
-    ),
-)
 
-
-def _joined(probe: Callable[[Any, Mapping[str, Any]], Tensor]) -> tuple[BlockList, ...]:
-    double = BlockList(
+def _double(probe: Callable[[Any, Mapping[str, Any]], Tensor]) -> BlockList:
+    return BlockList(
         path="transformer_blocks",
         streams=("hidden_states", "encoder_hidden_states"),
         returns=("encoder_hidden_states", "hidden_states"),
         probe=probe,
     )
-    return double, BlockList(path="single_transformer_blocks")
+
+
+_SINGLE = BlockList(
+    path="single_transformer_blocks",
+    streams=("hidden_states", "encoder_hidden_states"),
+    returns=("encoder_hidden_states", "hidden_states"),
+)
+_JOINED = BlockList(path="single_transformer_blocks")
 
 
 def modulated_flux2(block: Any, arguments: Mapping[str, Any]) -> Tensor:
     """The image tokens as attention gets them, [batch, tokens, dim]: the model makes the modulation, for all blocks."""
-    shift, scale = arguments["temb_mod_img"].chunk(6, dim=-1)[:2]
-    if shift.dim() == 2:
-        shift, scale = shift[:, None], scale[:, None]
+    modulation = arguments["temb_mod_img"]
+    shift, scale = (modulation[:, None] if modulation.dim() == 2 else modulation).chunk(6, dim=-1)[:2]
     modulated: Tensor = (1 + scale) * block.norm1(arguments["hidden_states"]) + shift
     return modulated
 
@@ -57,7 +49,7 @@ def modulated_chroma(block: Any, arguments: Mapping[str, Any]) -> Tensor:
 ADAPTERS = (
     ModelAdapter(
         model="FluxTransformer2DModel",
-        blocks=_BLOCKS,
+        blocks=(_double(modulated_input), _SINGLE),
         injected=("controlnet_block_samples", "controlnet_single_block_samples"),
         branches="embedded",
         prediction="flow",
@@ -65,14 +57,14 @@ ADAPTERS = (
     ),
     ModelAdapter(
         model="Flux2Transformer2DModel",
-        blocks=_joined(modulated_flux2),
+        blocks=(_double(modulated_flux2), _JOINED),
         injected=("kv_cache",),
         branches="embedded",
         prediction="flow",
     ),
     ModelAdapter(
         model="ChromaTransformer2DModel",
-        blocks=_joined(modulated_chroma),
+        blocks=(_double(modulated_chroma), _JOINED),
         injected=("controlnet_block_samples", "controlnet_single_block_samples"),
         branches="sequential",
         prediction="flow",

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 from attrs import define, field, frozen
 
-from mixcache import ConfigurationError, Granularity, Outcome, Point, Policy, Reading, Vote, ge, parse_granularity
+from mixcache import ConfigurationError, Granularity, Outcome, Point, Reading, Vote, ge, parse_granularity
+from mixcache_policies.first_share import FirstShare
 
 
 @frozen(kw_only=True)
-class DiCache(Policy):
+class DiCache(FirstShare):
     """Run the first `probe_blocks` blocks; reuse the others while the probe's accumulated change is below `threshold`.
 
     With p_t the hidden states after the first m blocks, at every evaluation, computed or not:
@@ -40,17 +41,12 @@ class DiCache(Policy):
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
     probe_blocks: int = field(default=1, validator=ge(1))
     threshold: float = field(default=0.08, validator=ge(0))
-    first_share: float = field(default=0.2, validator=ge(0))
 
     @define
     class State:
         """E, the probe's change accumulated since the last computed evaluation."""
 
         accumulated: float = 0.0
-
-    def warm_up(self, num_steps: int) -> int:
-        """The first share of the run."""
-        return max(self.first_steps, int(self.first_share * num_steps))
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """All blocks after the probe."""

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import Granularity, Point, Policy, Reading, Vote, ge, parse_granularity
+from mixcache import Granularity, Point, Reading, Vote, ge, parse_granularity
+from mixcache_policies.first_share import FirstShare
 
 
 @frozen(kw_only=True)
-class FasterCache(Policy):
+class FasterCache(FirstShare):
     """After the first `first_share` of a run, compute the unconditional branch only every `every`-th evaluation.
 
     With evaluations counted from 1 (section 3.3 of the paper, as in the authors' code):
@@ -34,10 +35,6 @@ class FasterCache(Policy):
     def rebuilt(self, granularity: Granularity) -> tuple[str | None, str | None]:
         """At CFG, the difference of the branches with its frequencies weighted."""
         return ("residual", "split") if granularity is Granularity.CFG else (None, None)
-
-    def warm_up(self, num_steps: int) -> int:
-        """The first share of the run."""
-        return max(self.first_steps, int(self.first_share * num_steps))
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse unless the evaluation, counted from 1, is a multiple of `every`."""

@@ -23,6 +23,7 @@ from mixcache import (
     none_or_ge,
     parse_granularity,
 )
+from mixcache_policies.first_share import FirstShare
 
 Ratios = tuple[tuple[str, tuple[float, ...]], ...]
 
@@ -43,7 +44,7 @@ def _by_branch(ratios: Mapping[str, Sequence[float]] | Sequence[Any] | None) -> 
 
 
 @frozen(kw_only=True)
-class MagCache(Policy):
+class MagCache(FirstShare):
     """Reuse all blocks while the calibrated growth of their residual, multiplied up, stays near 1.
 
     With gamma_t = mean over tokens of ||r_t|| / ||r_(t-1)||, measured once a checkpoint without caching (r what all
@@ -71,7 +72,6 @@ class MagCache(Policy):
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
     threshold: float = field(default=0.12, validator=ge(0))
     longest_run: int | None = field(default=4, validator=none_or_ge(0))
-    first_share: float = field(default=0.2, validator=ge(0))
     inclusive: bool = False
     ratios: Ratios | None = field(default=None, converter=_by_branch, repr=False)
     table: str | None = None
@@ -104,10 +104,6 @@ class MagCache(Policy):
         """Refuse to run without ratios."""
         if self.ratios is None:
             raise ConfigurationError(_MISSING)
-
-    def warm_up(self, num_steps: int) -> int:
-        """The first share of the run."""
-        return max(self.first_steps, int(self.first_share * num_steps))
 
     def held(self, point: Point, state: Any) -> tuple[float, float]:
         """rho and E if this point is reused as well."""

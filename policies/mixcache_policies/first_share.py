@@ -1,0 +1,18 @@
+"""What MagCache, FasterCache and DiCache have in common: the first part of a run is computed."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from mixcache import Policy, ge
+
+
+@frozen(kw_only=True)
+class FirstShare(Policy):
+    """Base of the policies that compute the first `first_share` of a run, rounded down, and `first_steps` at least."""
+
+    first_share: float = field(default=0.2, validator=ge(0))
+
+    def warm_up(self, num_steps: int) -> int:
+        """The first share of the run."""
+        return max(self.first_steps, int(self.first_share * num_steps))
