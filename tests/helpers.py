@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixcache import Granularity, Session
+from mixcache import Granularity, Session, plugins
+from mixcache.adapter import adapter_for
 
 POLICIES = [
     ("static:every=2", {}),
@@ -17,6 +18,12 @@ POLICIES = [
     ("easycache:threshold=0.5,first_steps=2", {}),
 ]
 """Policies that reuse on every tiny pipeline, and how they rebuild."""
+
+
+def listed_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks that the model's adapter lists, in its order."""
+    adapter = adapter_for(model, plugins.models().values())
+    return [block for kind in adapter.blocks for block in getattr(model, kind.path)]
 
 
 def verdicts(session: Session, run: int = 0) -> list[tuple[int, str, bool]]:

@@ -42,7 +42,7 @@ def qwen() -> Tiny:
             "width": 32,
         }
 
-    return Tiny(quiet(pipe), arguments, {"height": 64})
+    return Tiny(quiet(pipe), arguments, {"height": 64}, unguided={"true_cfg_scale": 1.0})
 
 
 def sd3() -> Tiny:
@@ -82,4 +82,4 @@ def sd3() -> Tiny:
             "width": 32,
         }
 
-    return Tiny(quiet(pipe), arguments, {"height": 48})
+    return Tiny(quiet(pipe), arguments, {"height": 48}, unguided={"guidance_scale": 1.0})

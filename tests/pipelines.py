@@ -68,7 +68,7 @@ def wan(transformer: Any = None, noise_scheduler: Any = None, **more: Any) -> Ti
             "num_frames": 9,
         }
 
-    return Tiny(quiet(pipe), arguments, {"height": 48})
+    return Tiny(quiet(pipe), arguments, {"height": 48}, unguided={"guidance_scale": 1.0})
 
 
 def flux(noise_scheduler: Any = None, transformer: Any = None) -> Tiny:

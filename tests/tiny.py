@@ -11,12 +11,16 @@ from attrs import field, frozen
 
 @frozen
 class Tiny:
-    """A pipeline and the arguments that make a quick run of it. `run()` returns the final latents."""
+    """A pipeline and the arguments that make a quick run of it. `run()` returns the final latents.
+
+    unguided: the arguments that switch its guidance off, none where it is embedded.
+    """
 
     pipe: Any
     arguments: Callable[[int], dict[str, Any]] = field(repr=False)
     other_size: dict[str, Any] = field(factory=dict)
     steps: int = 8
+    unguided: dict[str, Any] = field(factory=dict)
 
     def run(self, steps: int | None = None, *, seed: int = 1, batch: int = 1, **changes: Any) -> torch.Tensor:
         given = {

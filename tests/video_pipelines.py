@@ -113,7 +113,7 @@ def ltx() -> Tiny:
             "num_frames": 9,
         }
 
-    return Tiny(quiet(pipe), arguments, {"height": 64})
+    return Tiny(quiet(pipe), arguments, {"height": 64}, unguided={"guidance_scale": 1.0})
 
 
 def cogvideox(noise_scheduler: Any = None) -> Tiny:
@@ -162,7 +162,7 @@ def cogvideox(noise_scheduler: Any = None) -> Tiny:
             "num_frames": 9,
         }
 
-    return Tiny(quiet(pipe), arguments, {"num_frames": 17})
+    return Tiny(quiet(pipe), arguments, {"num_frames": 17}, unguided={"guidance_scale": 1.0})
 
 
 def mochi_transformer() -> Any:

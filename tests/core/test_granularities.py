@@ -113,11 +113,10 @@ def test_embedded_guidance_is_noted(name: str) -> None:
 @pytest.mark.parametrize("name", GUIDED)
 def test_guidance_that_is_off_is_noted(name: str) -> None:
     tiny = built(name)
-    off = {"true_cfg_scale" if name == "qwen" else "guidance_scale": 1.0}
-    bare, two = tiny.run(**off), tiny.run(**off, batch=2)
+    bare, two = tiny.run(**tiny.unguided), tiny.run(**tiny.unguided, batch=2)
     with mixcache.enable(tiny.pipe, "cfg:first_steps=1") as session:
-        assert torch.equal(tiny.run(**off), bare)
-        assert torch.equal(tiny.run(**off, batch=2), two)
+        assert torch.equal(tiny.run(**tiny.unguided), bare)
+        assert torch.equal(tiny.run(**tiny.unguided, batch=2), two)
     assert not session.records
     assert "'cfg' decided nothing at 'cfg'" in session.report().notes[0]
 

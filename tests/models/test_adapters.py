@@ -14,7 +14,7 @@ from mixcache import ModelAdapter, plugins
 from mixcache.adapter import adapter_for
 from tests.architectures import build
 from tests.conftest import built
-from tests.helpers import recorded_calls, reused_steps
+from tests.helpers import listed_blocks, recorded_calls, reused_steps
 from tests.pipelines import BUILDERS
 from tests.tiny import Tiny
 
@@ -134,14 +134,10 @@ def test_the_probe_is_the_time_embedding(name: str, embedding: str) -> None:
 def test_all_blocks_are_listed_in_the_order_in_which_they_run(name: str) -> None:
     tiny = built(name)
     model = tiny.pipe.transformer
-    adapter = adapter_for(model, plugins.models().values())
-    listed = [block for kind in adapter.blocks for block in getattr(model, kind.path)]
+    listed = listed_blocks(model)
     order: list[int] = []
     handles = [block.register_forward_hook(lambda *_, i=i: order.append(i)) for i, block in enumerate(listed)]
-    unguided = (
-        {"true_cfg_scale": 1.0} if name == "qwen" else {} if name in ("flux", "hunyuan") else {"guidance_scale": 1.0}
-    )
-    tiny.run(1, **unguided)
+    tiny.run(1, **tiny.unguided)
     for handle in handles:
         handle.remove()
     assert order == list(range(len(listed)))

@@ -12,6 +12,7 @@ import mixcache
 from mixcache import Granularity, Point, Policy, Reading, Vote, plugins
 from mixcache.adapter import adapter_for
 from tests.architectures import TRANSFORMERS, build
+from tests.helpers import listed_blocks
 from tests.more_pipelines import MORE
 
 pytestmark = [
@@ -35,18 +36,11 @@ class OneSpan(Policy):
         return Vote.reuse() if point.step else Vote.compute()
 
 
-def listed(model: Any) -> list[Any]:
-    adapter = adapter_for(model, plugins.models().values())
-    assert not adapter.generic
-    return [block for kind in adapter.blocks for block in getattr(model, kind.path)]
-
-
-def twice(model: Any, arguments: dict[str, Any], policy: Any, **more: Any) -> tuple[mixcache.Session, list[Any], int]:
+def twice(model: Any, arguments: dict[str, Any], policy: Any) -> tuple[mixcache.Session, list[Any], int]:
     """The results of the same call twice, and how many blocks the second one really ran."""
     ran: list[int] = []
-    adapter = adapter_for(model, plugins.models().values())
-    blocks = [block for kind in adapter.blocks for block in getattr(model, kind.path)]
-    with mixcache.enable(model, policy, **more) as session, session.run(2) as run, torch.no_grad():
+    blocks = listed_blocks(model)
+    with mixcache.enable(model, policy) as session, session.run(2) as run, torch.no_grad():
         results = []
         handles = []
         for step in range(2):
@@ -72,18 +66,19 @@ def test_a_whole_call_is_rebuilt(name: str) -> None:
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_every_block_a_point_changes_no_bit(name: str) -> None:
     model, arguments = build(name)
+    assert not adapter_for(model, plugins.models().values()).generic
     with torch.no_grad():
         bare = model(**arguments)[0]
     session, results, ran = twice(model, arguments, "static:every=1,at=block,blocks=1")
     assert all(torch.equal(result, bare) for result in results)
-    assert session.report().visits["block"].computed == 2 * len(listed(model)) == 2 * ran
+    assert session.report().visits["block"].computed == 2 * len(listed_blocks(model)) == 2 * ran
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_any_span_is_rebuilt_with_all_that_later_blocks_need(name: str) -> None:
     """Every span, so also those over the place where the blocks' streams change."""
     model, arguments = build(name)
-    count = len(listed(model))
+    count = len(listed_blocks(model))
     for span in [(a, b) for a in range(count) for b in range(a + 1, count + 1)]:
         session, (first, second), ran = twice(model, arguments, OneSpan(span=span))
         assert ran == count - (span[1] - span[0]), span
