@@ -21,6 +21,7 @@ test-gpu: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache pyproject.toml
 	$(BIN)/mypy
 
 install: $(READY)

@@ -1,9 +1,7 @@
 """Steps, guidance branches and blocks reused in one run, each its own way: python examples/combine_granularities.py"""
 
-from diffusers import WanPipeline
-
 import mixcache
-from mixcache.plugins import pipelines
+from mixcache_models import tiny_wan
 
 POLICIES = [
     "static:every=3",  # whole steps: computed every third time
@@ -17,7 +15,8 @@ REBUILD = {
 }
 
 if __name__ == "__main__":
-    pipe = WanPipeline.from_pretrained(pipelines()["tiny_wan"].path)
+    pipe = tiny_wan.load()
     with mixcache.enable(pipe, POLICIES, **REBUILD) as session:
-        pipe("a red circle moving left", num_frames=17, height=64, width=64, guidance_scale=4.0)
+        pipe("a red circle moving left", **tiny_wan.CALL)
+        print(session.recipe)  # the same choices as one line of text: --policy takes it too
         print(session.report())

@@ -1,18 +1,16 @@
 """mixcache in a denoising loop of one's own, without a pipeline: python examples/own_loop.py"""
 
 import torch
-from diffusers import WanPipeline
 
 import mixcache
-from mixcache.plugins import pipelines
+from mixcache_models import tiny_wan
 
-pipe = WanPipeline.from_pretrained(pipelines()["tiny_wan"].path, torch_dtype=torch.float32)
+pipe = tiny_wan.load()  # for its parts: the transformer, and a prompt as the transformer wants it
 cond, uncond = pipe.encode_prompt("a blue square moving up", "")
 steps = 50
 sigmas = torch.linspace(1, 0, steps + 1)
 sigmas = 3 * sigmas / (1 + 2 * sigmas)  # spend more steps where the clip takes shape
-shape = (1, pipe.transformer.config.in_channels, (17 - 1) // pipe.vae_scale_factor_temporal + 1, 8, 8)
-x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+x = torch.randn(1, 8, 5, 8, 8, generator=torch.Generator().manual_seed(0))  # 17 frames of 64x64
 
 policy = "easycache:threshold=0.05"
 with torch.no_grad(), mixcache.enable(pipe.transformer, policy) as session, session.run(num_steps=steps) as run:

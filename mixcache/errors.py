@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import torch
-
 
 class MixcacheError(Exception):
     """Base of all errors that mixcache raises on purpose; catch it to tell them from a model's own errors."""
@@ -43,6 +41,10 @@ class TraceError(MixcacheError, ValueError):
     """A trace file or record that is not a trace, or lacks a signal that a replayed policy reads."""
 
 
+class NothingReusedWarning(UserWarning):
+    """A run went to its end and nothing of it was reused; says why. Warned once per session."""
+
+
 T = TypeVar("T")
 
 
@@ -53,7 +55,9 @@ def called(who: tuple[str, object], function: Callable[..., T], *args: Any, **na
     """
     try:
         return function(*args, **named)
-    except (MixcacheError, MemoryError, torch.OutOfMemoryError):
+    except (MixcacheError, MemoryError):
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch here would make every help slow
+            raise
         raise PluginError(f"{who[0]} {who[1]!r} raised {type(error).__name__}: {error}") from error

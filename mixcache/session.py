@@ -1,63 +1,83 @@
-"""The face: enable caching on a pipeline or a transformer, run it, read what happened, take it off again."""
+"""The face: enable caching on a pipeline or a model, run it, read what happened, take it off again."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import threading
+import warnings
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import get_ident
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
+import torch
+from attrs import evolve
+from torch import distributed as dist
 
-from mixcache import plugins, trace
-from mixcache.adapter import ModelAdapter, adapter_for, check_adapter
-from mixcache.attach import Attachment, Forward, block_hook, check_compiled, repack, root_hook, transformers_of
-from mixcache.basis import Streams
-from mixcache.bounds import Bound
-from mixcache.calibration import Calibrations
-from mixcache.calls import Layout, ModelCall, Produce, Walk, guided, guided_in_one_batch
-from mixcache.errors import ConfigurationError
-from mixcache.plan import Plan, make_plan
-from mixcache.points import Granularity, Point, Prediction
-from mixcache.report import Report, Tally
-from mixcache.runs import RUNS_KEPT, Run, Runs
-from mixcache.scheduler import CacheScheduler, drive
-from mixcache.steps import Call, Place, guidance_of
-from mixcache.trace import Record
+from mixcache.core import catalogue, trace
+from mixcache.core.loop import Loop
+from mixcache.core.panel import FOLLOWS
+from mixcache.core.points import Granularity, Prediction
+from mixcache.core.report import Report, Tally
+from mixcache.core.tables import Calibrations
+from mixcache.core.trace import Header, Record, Writer, amend
+from mixcache.errors import ConfigurationError, NothingReusedWarning
+from mixcache.host.adapter import ModelAdapter, adapter_for, check_adapter
+from mixcache.host.bounds import Bound
+from mixcache.host.calls import Calls
+from mixcache.host.diffusers import BareHost, PipelineHost, is_pipeline, models_of
+from mixcache.host.own_loop import Run
+from mixcache.host.patch import Attachment, block_hook, check_compiled, root_hook
+from mixcache.recipe import Recipe
 
 
 class Session:
-    """mixcache on one pipeline or transformer. Made by `mixcache.enable`; a context manager that disables on leaving.
+    """mixcache on one pipeline or model. Made by `mixcache.enable`; a context manager that disables on leaving.
 
-    Every run has its own memory; every thread its own run. `records`: the trace of the last 100 runs at least.
+    recipe: as it was asked for. calibrated: with the tables of the model. records: those of the last run; a trace file
+    keeps all of them, the report sums of all.
     """
 
-    def __init__(self, target: Any, plan: Plan, adapter: ModelAdapter | None, trace_file: str | Path | None) -> None:
+    def __init__(
+        self,
+        target: Any,
+        recipe: Recipe,
+        *,
+        group: Any = None,
+        adapter: ModelAdapter | None = None,
+        trace_file: str | Path | None = None,
+    ) -> None:
+        self.recipe = recipe
         self.records: list[Record] = []
         self._tally = Tally()
-        self._pipeline = target if hasattr(target, "components") and hasattr(target, "scheduler") else None
-        models = transformers_of(target)
-        for model in models.values():
-            check_compiled(model, inside=plan.uses(Granularity.BLOCK))
-        adapters = plugins.models().values()
-        self._adapters = {
-            name: adapter if adapter is not None else adapter_for(model, adapters) for name, model in models.items()
-        }
-        known = ChainMap(*(self._adapters[name].tables(model) for name, model in models.items()))
-        self.plan = plan = plan.calibrated(Calibrations(known, tuple(models.values())))
-        self._runs = Runs(plan, self._pipeline, self._adapters, self._keep)
-        # line by line: what was recorded survives whatever happens to the process
-        self._trace = None if trace_file is None else open(trace_file, "w", 1, encoding="utf-8")  # noqa: SIM115
-        self.notes: set[str] = set()
-        self._layouts: dict[int, Layout] = {}
-        self._walks: dict[int, Walk] = {}
+        self._peak_bytes = 0
+        self._lock = threading.RLock()  # a run may end while it is held: when a dead task is collected
+        self._warned = False
+        self._trace: Writer | None = None
         self._attachments: list[Attachment] = []
+        self._models = models_of(target)
+        plan = recipe.plan(group)
+        for model in self._models.values():
+            check_compiled(model, inside=plan.uses(Granularity.BLOCK))
+        known = catalogue.models().values()
+        adapters = {
+            name: adapter if adapter is not None else adapter_for(model, known) for name, model in self._models.items()
+        }
+        tables = ChainMap(*(adapters[name].tables(model) for name, model in self._models.items()))
+        self.plan = plan = plan.calibrated(Calibrations(tables, tuple(self._models.values())))
+        for granularity in Granularity:
+            plan.check(granularity)
+        self.calibrated = evolve(recipe, policies=plan.policies)
+        host = PipelineHost(target) if is_pipeline(target) else BareHost()
+        self._calls = Calls(plan, host, adapters, self._keep, self._ended)
+        if trace_file is not None:
+            self._trace = Writer(trace_file, self.header())
         try:
-            for name, model in models.items():
-                self._attachments.append(Attachment(model, root_hook(name, self._forward, self._runs.end)))
+            for name, model in self._models.items():
+                self._attachments.append(Attachment(model, root_hook(name, self._calls.forward, self._calls.finished)))
                 if plan.uses(Granularity.BLOCK):
                     self._attach_blocks(name, model)
         except BaseException:
@@ -75,7 +95,7 @@ class Session:
         for attachment in self._attachments:
             attachment.detach()
         self._attachments.clear()
-        self._runs.end_all()
+        self._calls.requests.end_all()
         if self._trace is not None:
             self._trace.close()
             self._trace = None
@@ -85,29 +105,40 @@ class Session:
         """Whether the hooks are on."""
         return bool(self._attachments)
 
+    def request(self, key: Hashable) -> AbstractContextManager[None]:
+        """The model calls inside belong to request `key`: what they remember is seen by no other request.
+
+        It holds for the thread or asyncio task in which it is written (and for tasks started inside of it). Needed
+        where several denoisings go on at once on a model whose calls do not tell them apart. Any hashable key will do;
+        a request may be entered again for its next call. Raises `RunError` inside of another request's block.
+        """
+        return self._calls.requests.request(key)
+
+    def run(
+        self, num_steps: int, prediction: Prediction = "flow", noise_scheduler: Any = None
+    ) -> AbstractContextManager[Run[Loop]]:
+        """Open a run of `num_steps` evaluations for a denoising loop of one's own (or around a pipeline call).
+
+        Inside, `run.step(i, sigma=...)` and `run.branch(name)` say where a call stands. The run belongs to the request
+        around it; without one it is a request of its own, in this thread or task.
+
+        prediction: what the model returns. noise_scheduler: the one that the loop steps with, its timesteps set, for
+        `bound()`; it is copied. Raises `ConfigurationError` for a count below 1, and `RunError` if this thread or task,
+        or the request, has a run open.
+        """
+        return self._calls.requests.explicit(num_steps, prediction, noise_scheduler)
+
     def report(self) -> Report:
         """What happened so far: reuse by granularity, evaluations saved, reasons, predicted errors, cache bytes."""
-        runs = self._runs
+        requests = self._calls.requests
         return Report.of(
             self._tally,
-            runs=runs.count,
-            calls=runs.calls,
-            peak_bytes=runs.peak_bytes,
-            foreign_calls=runs.foreign_calls,
+            runs=requests.count,
+            calls=requests.calls,
+            peak_bytes=max([self._peak_bytes, *(run.memory.store.peak_bytes for run in requests.open_runs)]),
+            foreign_calls=requests.foreign_calls,
             notes=self._notes(),
         )
-
-    def _notes(self) -> tuple[str, ...]:
-        """What a user who expected more reuse should know."""
-        unvisited = [
-            (policy.policy_name(), granularity)
-            for policy in self.plan.policies
-            for granularity in policy.granularities
-            if self._runs.count and granularity not in self._tally.counts
-        ]
-        why = {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
-        silent = {f"{name!r} decided nothing at {g.value!r}{why.get(g, '')}" for name, g in unvisited}
-        return tuple(sorted(self.notes | silent))
 
     def bound(
         self,
@@ -120,162 +151,116 @@ class Session:
         """How far the final latent of a run can be from that of the uncached run, in L2; needs `audit=True`.
 
         run: which of the runs so far, the last by default. lipschitz: of the model's output in its latent, in L2, one
-        number or one an evaluation; with it the bound is a certificate. Without, `safety` times the rates of change
+        number or one per evaluation; with it the bound is a certificate. Without, `safety` times the rates of change
         that were seen stand for it and the bound is an estimate. guidance: the scale, where the pipeline tells none.
-        See `mixcache.bounds` for the recursion and what it covers. Raises `ConfigurationError` for a bad argument.
+        See `mixcache.host.bounds` for the recursion and what it covers. Raises `ConfigurationError` for a bad argument.
         """
-        ledgers = self._runs.ledgers
-        if not self.plan.audit:
+        ledgers = self._calls.requests.ledgers
+        if not self.recipe.audit:
             return Bound(kind="none", why="the errors were not measured; enable(..., audit=True)")
         if not -len(ledgers) <= run < len(ledgers):
             raise ConfigurationError(f"`bound(run=...)` must be one of the {len(ledgers)} runs kept, got {run!r}.")
         return ledgers[run].bound(lipschitz, guidance, safety)
 
-    def save_trace(self, path: str | Path) -> None:
-        """Write all records so far as JSON lines."""
-        trace.write(path, self.records)
+    def header(self, prompt: str | None = None, seed: int | None = None) -> Header:
+        """What a trace of this session is of."""
+        names = ("mixcache", "torch", "diffusers")
+        return Header(
+            recipe=str(self.recipe),
+            calibrated=str(self.calibrated),
+            models={name: fingerprint(model) for name, model in self._models.items()},
+            prompt=prompt,
+            seed=seed,
+            versions={name: importlib.metadata.version(name) for name in names},
+        )
 
-    def run(
-        self, num_steps: int, prediction: Prediction = "flow", noise_scheduler: Any = None
-    ) -> AbstractContextManager[Run]:
-        """Open a run of `num_steps` evaluations for a denoising loop of one's own (or around a pipeline call).
+    def save_trace(self, path: str | Path, prompt: str | None = None, seed: int | None = None) -> None:
+        """Write the records of the last run as a trace file (JSON lines)."""
+        trace.write(path, self.header(prompt, seed), self.records)
 
-        noise_scheduler: the one that the loop steps with, its timesteps set, for `bound()`; it is copied.
-
-        Inside, `run.step(i, sigma=...)` and `run.branch(name)` say where a call stands. Raises `ConfigurationError`
-        for a count below 1 and `RunError` if this thread has a run open.
-        """
-        return self._runs.explicit(num_steps, prediction, noise_scheduler)
+    def _notes(self) -> tuple[str, ...]:
+        """What a user who expected more reuse should know."""
+        notes = self._calls.notes | self._calls.requests.notes
+        if not self._calls.requests.count:
+            return tuple(sorted(notes))
+        why = {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
+        for policy in self.plan.policies:
+            for granularity in () if policy.guard else policy.granularities:
+                if granularity not in self._tally.counts:
+                    place = granularity.value
+                    notes.add(f"{policy.policy_name()!r} decided nothing at {place!r}{why.get(granularity, '')}")
+        return tuple(sorted(notes))
 
     def _keep(self, record: Record) -> None:
-        self._tally.add(record)
-        if self.records and self.records[0].run <= record.run - 2 * RUNS_KEPT:
-            self.records[:] = [kept for kept in self.records if kept.run > record.run - RUNS_KEPT]
-        self.records.append(record)
-        if self._trace is not None:
-            self._trace.write(record.to_json() + "\n")
+        with self._lock:
+            self._tally.add(record)
+            if self.records and self.records[-1].run < record.run:
+                self.records.clear()
+            if not self.records or self.records[-1].run == record.run:
+                amend(self.records, record)
+            if self._trace is not None:
+                self._trace.add(record)
 
-    def _forward(self, model: Any, forward: Forward, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of a transformer: place it in its run and let the cache scheduler decide about it.
-
-        The points of the call nest: STEP around CFG around the spans of blocks, which `_block` visits.
-        """
-        found = self._runs.locate(call)
-        if found is None:
-            return forward(*args, **kwargs)
-        run, place = found
-        model_call = ModelCall(model, forward, args, kwargs, self._adapters[call.component])
-        latent = model_call.adapter.latent(model, model_call.arguments)
-        point = place.point(call.component if len(self._adapters) > 1 else "")
-        reuses = run.scheduler.reuses
-        produce = self._nest(run, place, point, model_call, latent)
-        (output,) = produce()
-        if place.ordinal == 0:
-            run.leading = (place.step, output, run.scheduler.reuses == reuses)
-        if run.ledger is not None:
-            adapter, true = model_call.adapter, output
-            if run.scheduler.reuses > reuses:
-                true = model_call.truth(exact=not self.plan.uses(Granularity.BLOCK))
-            doubled = adapter.branches == "doubled" and self._doubled(run, place, model_call, latent)
-            branches = adapter.doubled_order if doubled else (place.branch,)
-            guidance = guidance_of(self._pipeline, call.component, model)
-            run.ledger.note(place.step, branches, guidance, latent=latent, used=output, true=true)
-        if model_call.output is output:
-            run.templates[call.component] = model_call.result
-            return model_call.result
-        return repack(output, run.templates.get(call.component), model_call.arguments.get("return_dict"))
-
-    def _nest(self, run: Run, place: Place, point: Point, call: ModelCall, latent: Tensor) -> Produce:
-        """The call's points, each around the next, where a policy decides: STEP around CFG around spans of blocks."""
-        produce: Produce = call.compute
-        if self.plan.uses(Granularity.BLOCK):
-            produce = self._spanned(run.scheduler, point, call, produce)
-        if self.plan.uses(Granularity.CFG):
-            if call.adapter.branches == "doubled":
-                if self._doubled(run, place, call, latent):
-                    produce = guided_in_one_batch(run.scheduler, point, call, latent, produce)
-            elif place.ordinal > 0 and place.branch != "cond" and run.leading is not None:
-                step, output, exact = run.leading
-                leading = (output, exact) if step == place.step else None
-                produce = guided(run.scheduler, point, leading, place.ordinal == 1, produce)
-        if self.plan.uses(Granularity.STEP):
-            inner = produce
-            return lambda: drive(run.scheduler.visit(point, (latent,)), inner)
-        return produce
-
-    def _doubled(self, run: Run, place: Place, call: ModelCall, latent: Tensor) -> bool:
-        """Whether one call holds all guidance branches: the pipeline says so, else its parts have the same latents."""
-        told = getattr(self._pipeline, "do_classifier_free_guidance", None)
-        if told is not None:
-            return bool(told)
-        scale = getattr(self._pipeline, "guidance_scale", None)
-        if isinstance(scale, (int, float)) and scale <= 1:
-            return False
-        if self._pipeline is None and place.branch != "cond_uncond":
-            return False
-        if run.doubled is None or run.doubled[0] != latent.shape[0]:  # read from the device once a run
-            run.doubled = latent.shape[0], call.repeats(latent)
-        return run.doubled[1]
-
-    def _spanned(self, scheduler: CacheScheduler, point: Point, call: ModelCall, produce: Produce) -> Produce:
-        """The call with its spans of blocks visited, unless it adds something between its blocks."""
-        injected = [name for name in call.adapter.injected if call.arguments.get(name) is not None]
-        if injected:
-            self.notes.add(f"spans of blocks were not skipped: `{injected[0]}` is added between blocks")
-            return produce
-        walk = Walk(scheduler, point, self._layouts[id(call.model)])
-
-        def run() -> Streams:
-            self._walks[get_ident()] = walk
-            try:
-                return produce()
-            finally:
-                self._walks.pop(get_ident(), None)
-
-        return run
-
-    def _block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One block of a transformer: part of the call in progress on this thread, if that is cached."""
-        walk = self._walks.get(get_ident())
-        return forward(*args, **kwargs) if walk is None else walk.block(module, forward, index, args, kwargs)
+    def _ended(self, run: Run[Loop]) -> None:
+        """A run is over: if it went to its end and nothing of it was reused, say so and why."""
+        loop = run.memory
+        with self._lock:
+            self._peak_bytes = max(self._peak_bytes, loop.store.peak_bytes)
+        if not loop.why or loop.reuses or run.step_now < run.num_steps - 1:
+            return
+        told = [(reason, count) for reason, count in loop.why.most_common() if FOLLOWS not in reason]
+        reasons = ", ".join(f"{reason} ({count} visits)" for reason, count in told[:3])
+        note = f"nothing was reused in a run of {run.num_steps} evaluations: {reasons}"
+        self._calls.notes.add(note)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"mixcache: {note}", NothingReusedWarning, stacklevel=2)
 
     def _attach_blocks(self, component: str, model: Any) -> None:
-        policies = [policy for policy in self.plan.policies if Granularity.BLOCK in policy.granularities]
-        reads = self.plan.reads(Granularity.BLOCK)
-        layout = self._layouts[id(model)] = Layout.of(model, self._adapters[component], policies, reads)
-        for index, block in layout.modules(model):
+        layout = self._calls.lay_out(component, model)
+        for index, block in layout.modules():
             check_compiled(block, inside=False)
-            self._attachments.append(Attachment(block, block_hook(self._block, index)))
+            self._attachments.append(Attachment(block, block_hook(self._calls.block, index)))
+
+
+def fingerprint(model: Any) -> str:
+    """A model's class, and a hash of its configuration and of samples of its weights."""
+    digest = hashlib.sha256(repr(sorted(dict(getattr(model, "config", {}) or {}).items(), key=str)).encode())
+    weights = [tensor for _, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
+    for tensor in weights[:: max(len(weights) // 16, 1)]:
+        digest.update(tensor.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return f"{type(model).__name__} {digest.hexdigest()[:16]}"
+
+
+def _check_group(group: Any, recipe: Recipe) -> None:
+    """Ranks that hold shards of one model must decide alike: nothing may make one of them compute alone."""
+    if not (dist.is_available() and dist.is_initialized() and isinstance(group, dist.ProcessGroup)):
+        raise ConfigurationError(
+            "`group` must be the process group of torch.distributed over which the model is sharded, initialised, got "
+            f"{group!r}."
+        )
+    if recipe.max_cache_bytes is not None or recipe.on_error != "raise":
+        raise ConfigurationError(
+            "`group` does not go with `max_cache_bytes` or on_error='compute': one rank alone could run out of room or "
+            "fail, compute, and wait for the others for ever."
+        )
 
 
 def enable(
     target: Any,
     policies: Any,
     *,
-    rule: Any = "unanimous",
-    basis: Any = None,
-    forecast: Any = None,
-    samples: str = "worst",
-    max_cache_bytes: int | None = None,
-    offload: str | None = None,
-    audit: bool = False,
-    budget: float | None = None,
-    on_error: str = "raise",
     group: Any = None,
     adapter: ModelAdapter | None = None,
     trace: str | Path | None = None,
+    **choices: Any,
 ) -> Session:
     """Cache the transformer(s) of a diffusers pipeline, or one bare transformer.
 
-    policies: one policy or spec ("easycache:threshold=0.05"), or several. rule: how their votes become a verdict, by
-    name or a function. basis and forecast: how a skipped output is rebuilt, one for all or a mapping by granularity;
-    by default as the policy's algorithm was published, which mostly is "residual" and "hold".
-    samples: "worst" lets the fastest-changing sample of a batch decide, "mean" pools them as the published rules do.
-    max_cache_bytes: the most that one run's cache may hold; points for which there is no room are computed, and the
-    report says so. offload: "cpu" keeps the cache in main memory, at the price of a transfer for every reuse.
-    audit: compute beside every reuse what was skipped, to record its true error; the run goes on with what was rebuilt.
-    budget: adds the guard `ErrorBudget(total=budget)` wherever the policies decide. on_error: "compute" computes where
-    a plugin fails, and the report says so; "raise" lets the run fail.
+    policies: one policy or spec ("easycache:threshold=0.05"), several ("a + b" or a sequence), a whole recipe as text
+    ("static:every=3 @ basis=noise forecast=linear"), a `Recipe`, or the path of a .toml file.
+    choices: the other fields of `Recipe` by name: rule, basis, forecast, anchor, samples, max_cache_bytes, offload,
+    audit, on_error. They hold where `policies` says nothing itself.
     group: the torch.distributed process group over which the model is sharded; its ranks decide by the worst of their
     readings, so all alike. Without it every rank decides alone, as data-parallel replicas should.
     adapter: for a transformer class that no plugin describes. trace: a JSON-lines file to write while running.
@@ -283,17 +268,10 @@ def enable(
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be
     attached to; nothing is attached then.
     """
-    plan = make_plan(
-        policies,
-        rule=rule,
-        basis=basis,
-        forecast=forecast,
-        samples=samples,
-        max_cache_bytes=max_cache_bytes,
-        offload=offload,
-        audit=audit,
-        budget=budget,
-        on_error=on_error,
-        group=group,
-    )
-    return Session(target, plan, None if adapter is None else check_adapter(adapter), trace)
+    recipe = Recipe.of(policies, **choices)
+    if group is not None:
+        _check_group(group, recipe)
+    if trace is not None and not isinstance(trace, (str, Path)):
+        raise ConfigurationError(f"`trace` must be the name of a file to write, got {trace!r}.")
+    checked = None if adapter is None else check_adapter(adapter)
+    return Session(target, recipe, group=group, adapter=checked, trace_file=trace)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.pipelines import BUILDERS, Tiny, wan
+from tests.zoo.folder import small, wan_folder  # noqa: F401 (fixtures)
+from tests.zoo.pipelines import BUILDERS, Tiny, wan
 
 torch.set_num_threads(1)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixcache import Granularity, Session, plugins
-from mixcache.adapter import adapter_for
+from mixcache import Granularity, Record, Session, catalogue
+from mixcache.core import trace
+from mixcache.host.adapter import adapter_for
 
 POLICIES = [
     ("static:every=2", {}),
@@ -22,27 +24,40 @@ POLICIES = [
 
 def listed_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks that the model's adapter lists, in its order."""
-    adapter = adapter_for(model, plugins.models().values())
+    adapter = adapter_for(model, catalogue.models().values())
     return [block for kind in adapter.blocks for block in getattr(model, kind.path)]
 
 
-def verdicts(session: Session, run: int = 0) -> list[tuple[int, str, bool]]:
-    """(step, branch, reused) of every visit of a run, in order."""
-    return [(r.point.step, r.point.branch, r.outcome.reused) for r in session.records if r.run == run]
+Seen = Session | Sequence[Record]
+"""What was recorded: a session (its last run) or the records themselves."""
 
 
-def reused_steps(session: Session, granularity: str = "step", branch: str | None = None, run: int = 0) -> list[int]:
-    """The steps at which a run reused at this granularity, for one branch or for any."""
+def verdicts(seen: Seen) -> list[tuple[int, str, bool]]:
+    """(step, branch, reused) of every visit, in order; of a session, those of its last run."""
+    return [(r.point.step, r.point.branch, r.outcome.reused) for r in _records(seen)]
+
+
+def reused_steps(seen: Seen, granularity: str = "step", branch: str | None = None) -> list[int]:
+    """The steps that were reused at this granularity, for one branch or for any; of a session, in its last run."""
     return sorted(
         {
             r.point.step
-            for r in session.records
-            if r.run == run
-            and r.outcome.reused
-            and r.point.granularity is Granularity(granularity)
-            and branch in (None, r.point.branch)
+            for r in _records(seen)
+            if r.outcome.reused and r.point.granularity is Granularity(granularity) and branch in (None, r.point.branch)
         }
     )
+
+
+def _records(seen: Seen) -> Sequence[Record]:
+    return seen.records if isinstance(seen, Session) else seen
+
+
+def runs_of(path: Path) -> dict[int, list[Record]]:
+    """The records of every run in a trace file, by the run's number."""
+    runs: dict[int, list[Record]] = {}
+    for record in trace.read(path).records:
+        runs.setdefault(record.run, []).append(record)
+    return runs
 
 
 class Scripted(nn.Module):

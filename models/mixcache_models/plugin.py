@@ -18,7 +18,8 @@ TINY_WAN = PipelineFolder(
     name="tiny_wan",
     path=tiny_wan.PIPELINE,
     summary="a WanPipeline trained on moving shapes: 'a red circle moving left'; 17 frames of 64x64",
-    defaults={"num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 50, "guidance_scale": 4.0},
-    tuning=tuple(tiny_wan.TUNING),
-    held_out=tuple(tiny_wan.HELD_OUT),
+    defaults=dict(tiny_wan.CALL),
+    tuning=tiny_wan.TUNING,
+    held_out=tiny_wan.HELD_OUT,
+    demo=("easycache:threshold=0.05", "static:every=3 @ basis=noise forecast=linear:abscissa=sigma"),
 )

@@ -10,9 +10,11 @@ from mixcache_policies.dicache import DiCache
 from mixcache_policies.easycache import EasyCache
 from mixcache_policies.fastercache import FasterCache
 from mixcache_policies.first_block import FirstBlock
+from mixcache_policies.forecasters import Aligned, Scaled, Split
 from mixcache_policies.magcache import MagCache
 from mixcache_policies.mixcache import MixCache
 from mixcache_policies.schedule import Schedule
+from mixcache_policies.speca import SpeCa
 from mixcache_policies.static import Static
 from mixcache_policies.taylorseer import TaylorSeer
 from mixcache_policies.teacache import TeaCache
@@ -20,6 +22,7 @@ from mixcache_policies.window import Window
 
 __all__ = [
     "AdaCache",
+    "Aligned",
     "BWCache",
     "CFGInterval",
     "DBCache",
@@ -31,7 +34,10 @@ __all__ = [
     "FirstBlock",
     "MagCache",
     "MixCache",
+    "Scaled",
     "Schedule",
+    "SpeCa",
+    "Split",
     "Static",
     "TaylorSeer",
     "TeaCache",

@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
-from mixcache import ConfigurationError, Outcome, Point, Policy, Reading, Vote, ge
+from mixcache import ConfigurationError, Point, Policy, Reading, Vote, ge
 
 FAST = "0.08:6 0.16:5 0.24:4 0.32:3 0.4:2 1:1"
 
@@ -52,20 +52,13 @@ class AdaCache(Policy):
     signals = ("increment_change",)
     branches = "leader"
 
-    last_steps: int = field(default=2, validator=ge(0))
+    last_steps: int = field(default=2, validator=ge(0, whole=True))
     codebook: str = FAST
     entries: tuple[tuple[float, int], ...] = field(init=False, repr=False, eq=False)
 
     @entries.default
     def _entries(self) -> tuple[tuple[float, int], ...]:
         return _parse(self.codebook)
-
-    @define
-    class State:
-        """The last computed evaluation, and how many steps it came after the one before."""
-
-        computed: int | None = None
-        gap: int | None = None
 
     def wait(self, distance: float) -> int:
         """Steps from a compute to the next, by the distance a step that it measured."""
@@ -74,16 +67,10 @@ class AdaCache(Policy):
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse until the steps that the codebook allows are over."""
         change = reading["increment_change"]
-        if change is None or state.gap is None:
+        if change is None or point.gap is None or point.age is None:
             return Vote.compute("no distance yet")
-        distance, age = change / state.gap, point.step - state.computed
+        distance = change / point.gap
         steps = self.wait(distance)
-        if age < steps:
-            return Vote.reuse(f"compute every {steps} steps for now", error=distance * age)
-        return Vote.compute(f"{steps} steps since the last compute", error=distance * age)
-
-    def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Note when it was computed."""
-        if not outcome.reused:
-            state.gap = None if state.computed is None else point.step - state.computed
-            state.computed = point.step
+        if point.age < steps:
+            return Vote.reuse(f"compute every {steps} steps for now", error=distance * point.age)
+        return Vote.compute(f"{steps} steps since the last compute", error=distance * point.age)

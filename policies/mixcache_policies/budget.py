@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from attrs import Factory, define, field, frozen
+from attrs import define, field, frozen
 
 from mixcache import Granularity, Outcome, Point, Policy, Reading, Vote, ge, parse_granularity
 
@@ -28,30 +28,34 @@ class ErrorBudget(Policy):
     for every later step. It is an estimate, as eps is, and as L = 0 (the default) leaves out how a deviation grows.
 
     total: relative L1 of the model's output, averaged over the way from noise to clean. lipschitz: L. among: where it
-    guards, as "step/cfg/block"; by default `at`. Where nothing can be predicted yet, it vetoes. Where the size of a
-    step is not known, what is left of the way counts for it; without sigmas, one part in num_steps.
+    guards, as "step/cfg/block"; by default wherever another policy decides. Where nothing can be predicted yet, it
+    vetoes. Where the size of a step is not known, what is left of the way counts for it; without sigmas, one part in
+    num_steps.
     """
 
     name: ClassVar[str] = "budget"
-    signals = ("predicted_change",)
+    signals = ("sum(predicted_change)",)
     branches = "leader"
     one_state = True
+    guard = True
 
+    at: Granularity = field(default=Granularity.STEP, init=False, repr=False)  # no choice: `among` says where
     total: float = field(default=0.05, validator=ge(0))
     lipschitz: float = field(default=0.0, validator=ge(0))
     among: str | None = field(default=None, converter=_granularities)
 
     @define
     class State:
-        """What has been spent in this run, and the predicted error accumulated since each point was computed."""
+        """What has been spent in this run."""
 
         spent: float = 0.0
-        accumulated: dict[tuple[Granularity, str], float] = Factory(dict)
 
     @property
     def granularities(self) -> frozenset[Granularity]:
-        """Those of `among`, else `at`."""
-        return frozenset(map(parse_granularity, (self.among or str(self.at)).split("/")))
+        """Those of `among`, else all."""
+        return (
+            frozenset(Granularity) if self.among is None else frozenset(map(parse_granularity, self.among.split("/")))
+        )
 
     def charge(self, point: Point, error: float) -> float:
         """What a reuse that is off by `error` adds to the deviation at the end."""
@@ -64,21 +68,15 @@ class ErrorBudget(Policy):
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Veto what the budget does not cover; abstain otherwise."""
-        change = reading["predicted_change"]
-        if change is None:
+        error = reading["sum(predicted_change)"]
+        if error is None:
             return Vote.compute("nothing to predict the error from yet", veto=True)
-        error = state.accumulated.get((point.granularity, point.site), 0.0) + change
         after = state.spent + self.charge(point, error)
         if not after <= self.total:
             return Vote.compute(f"would spend {after:.3g} of an error budget of {self.total:g}", veto=True)
         return Vote.abstain(f"would spend {after:.3g} of an error budget of {self.total:g}")
 
     def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Charge a reuse; a compute ends the accumulation."""
-        key = point.granularity, point.site
-        if not outcome.reused:
-            state.accumulated[key] = 0.0
-            return
-        error = state.accumulated.get(key, 0.0) + (outcome.reading.get("predicted_change") or 0.0)
-        state.accumulated[key] = error
-        state.spent += self.charge(point, error)
+        """Charge a reuse."""
+        if outcome.reused:
+            state.spent += self.charge(point, outcome.reading.get("sum(predicted_change)") or 0.0)

@@ -38,12 +38,11 @@ class BWCache(Policy):
 
     @define
     class State:
-        """k, the computed evaluation before the first reuse, and the reuses since the last compute."""
+        """k, the computed evaluation before the first reuse."""
 
         first: int | None = None
-        reused: int = 0
 
-    def rebuilt(self, granularity: Granularity) -> tuple[str | None, str | None]:
+    def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
         """The outputs themselves, held."""
         return "output", "hold"
 
@@ -57,12 +56,11 @@ class BWCache(Policy):
         first = point.step - 1 if state.first is None else state.first
         if point.step > first + int(self.open_share * (point.num_steps - 1 - first)):
             return Vote.compute("the last part of the run is computed")
-        if state.reused >= max(round(self.run_share * point.num_steps), 1):
-            return Vote.compute(f"{state.reused} reuses in a row")
+        if point.run_length >= max(round(self.run_share * point.num_steps), 1):
+            return Vote.compute(f"{point.run_length} reuses in a row")
         return Vote.reuse(f"outputs changed by less than {self.threshold:g}", error=change)
 
     def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Note the first reuse, and count those in a row."""
+        """Note the first reuse."""
         if outcome.reused and state.first is None:
             state.first = point.step - 1
-        state.reused = state.reused + 1 if outcome.reused else 0

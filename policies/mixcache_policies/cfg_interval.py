@@ -21,9 +21,9 @@ class CFGInterval(Policy):
     name: ClassVar[str] = "cfg"
 
     at: Granularity = field(default=Granularity.CFG, converter=parse_granularity)
-    every: int = field(default=2, validator=ge(1))
-    first_steps: int = field(default=2, validator=ge(0))
-    last_steps: int = field(default=1, validator=ge(0))
+    every: int = field(default=2, validator=ge(1, whole=True))
+    first_steps: int = field(default=2, validator=ge(0, whole=True))
+    last_steps: int = field(default=1, validator=ge(0, whole=True))
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse unless the evaluation is a multiple of `every` past the last of the first steps."""

@@ -15,7 +15,7 @@ from mixcache import (
     Reading,
     Vote,
     ge,
-    none_or_ge,
+    none_or,
     parse_granularity,
 )
 
@@ -40,11 +40,11 @@ class DBCache(Policy):
     branches = "independent"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    first_blocks: int = field(default=8, validator=ge(1))
-    last_blocks: int = field(default=0, validator=ge(0))
+    first_blocks: int = field(default=8, validator=ge(1, whole=True))
+    last_blocks: int = field(default=0, validator=ge(0, whole=True))
     threshold: float = field(default=0.08, validator=ge(0))
-    first_steps: int = field(default=8, validator=ge(0))
-    most: int | None = field(default=None, validator=none_or_ge(0))
+    first_steps: int = field(default=8, validator=ge(0, whole=True))
+    most: int | None = field(default=None, validator=none_or(ge(0, whole=True)))
 
     @define
     class State:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import ConfigurationError, Granularity, Point, Policy, Reading, Vote, ge, none_or_ge, parse_granularity
+from mixcache import ConfigurationError, Granularity, Point, Policy, Reading, Vote, ge, none_or, parse_granularity
 
 
 @frozen(kw_only=True)
@@ -34,8 +34,8 @@ class DeltaDiT(Policy):
     name: ClassVar[str] = "deltadit"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    every: int = field(default=2, validator=ge(1))
-    blocks: int | None = field(default=None, validator=none_or_ge(1))
+    every: int = field(default=2, validator=ge(1, whole=True))
+    blocks: int | None = field(default=None, validator=none_or(ge(1, whole=True)))
     boundary: float = field(default=0.6, validator=ge(0))
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:

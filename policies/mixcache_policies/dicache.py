@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
-from mixcache import ConfigurationError, Granularity, Outcome, Point, Reading, Vote, ge, parse_granularity
+from mixcache import ConfigurationError, Granularity, Point, Reading, Vote, ge, parse_granularity
 from mixcache_policies.first_share import FirstShare
 
 
@@ -35,18 +35,12 @@ class DiCache(FirstShare):
     """
 
     name: ClassVar[str] = "dicache"
-    signals = ("anchor_change",)
+    signals = ("sum(anchor_change)",)
     branches = "independent"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    probe_blocks: int = field(default=1, validator=ge(1))
+    probe_blocks: int = field(default=1, validator=ge(1, whole=True))
     threshold: float = field(default=0.08, validator=ge(0))
-
-    @define
-    class State:
-        """E, the probe's change accumulated since the last computed evaluation."""
-
-        accumulated: float = 0.0
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """All blocks after the probe."""
@@ -56,21 +50,15 @@ class DiCache(FirstShare):
             )
         return ((self.probe_blocks, blocks),)
 
-    def rebuilt(self, granularity: Granularity) -> tuple[str | None, str | None]:
+    def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
         """The increment, aligned with the probe; elsewhere than at BLOCK there is no probe."""
         return ("residual", "aligned") if granularity is Granularity.BLOCK else (None, None)
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse while E + e_t stays below the threshold."""
-        change = reading["anchor_change"]
-        if change is None:
+        total = reading["sum(anchor_change)"]
+        if total is None:
             return Vote.compute("no earlier probe")
-        total = state.accumulated + change
         if total < self.threshold:
             return Vote.reuse(f"accumulated change below {self.threshold:g}", error=total)
         return Vote.compute(f"accumulated change reached {self.threshold:g}", error=total)
-
-    def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Add e_t on a reuse, start again on a compute."""
-        change = outcome.reading.get("anchor_change")
-        state.accumulated = state.accumulated + (change or 0.0) if outcome.reused else 0.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
-from mixcache import Outcome, Point, Policy, Reading, Vote, ge
+from mixcache import Point, Policy, Reading, Vote, ge
 
 
 @frozen(kw_only=True)
@@ -29,30 +29,18 @@ class EasyCache(Policy):
     last two computed ones. A batch of several samples is decided by its worst (`samples="mean"` pools, as published).
     """
 
-    signals = ("predicted_change",)
+    signals = ("sum(predicted_change)",)
     branches = "leader"
 
     threshold: float = field(default=0.05, validator=ge(0))
-    first_steps: int = field(default=10, validator=ge(0))
-    last_steps: int = field(default=1, validator=ge(0))
-
-    @define
-    class State:
-        """E, the predicted change accumulated since the last computed evaluation."""
-
-        accumulated: float = 0.0
+    first_steps: int = field(default=10, validator=ge(0, whole=True))
+    last_steps: int = field(default=1, validator=ge(0, whole=True))
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse while E + eps_t stays below the threshold."""
-        change = reading["predicted_change"]
-        if change is None:
+        total = reading["sum(predicted_change)"]
+        if total is None:
             return Vote.compute("no transformation rate yet")
-        total = state.accumulated + change
         if total < self.threshold:
             return Vote.reuse(f"accumulated change below {self.threshold:g}", error=total)
         return Vote.compute(f"accumulated change reached {self.threshold:g}", error=total)
-
-    def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Add eps_t on a reuse, start again on a compute."""
-        change = outcome.reading.get("predicted_change")
-        state.accumulated = state.accumulated + (change or 0.0) if outcome.reused else 0.0

@@ -30,9 +30,9 @@ class FasterCache(FirstShare):
 
     at: Granularity = field(default=Granularity.CFG, converter=parse_granularity)
     first_share: float = field(default=0.34, validator=ge(0))
-    every: int = field(default=5, validator=ge(1))
+    every: int = field(default=5, validator=ge(1, whole=True))
 
-    def rebuilt(self, granularity: Granularity) -> tuple[str | None, str | None]:
+    def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
         """At CFG, the difference of the branches with its frequencies weighted."""
         return ("residual", "split") if granularity is Granularity.CFG else (None, None)
 

@@ -20,7 +20,7 @@ from mixcache import (
     Vote,
     ge,
     nearest,
-    none_or_ge,
+    none_or,
     parse_granularity,
 )
 from mixcache_policies.first_share import FirstShare
@@ -71,9 +71,9 @@ class MagCache(FirstShare):
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
     threshold: float = field(default=0.12, validator=ge(0))
-    longest_run: int | None = field(default=4, validator=none_or_ge(0))
+    longest_run: int | None = field(default=4, validator=none_or(ge(0, whole=True)))
     inclusive: bool = False
-    ratios: Ratios | None = field(default=None, converter=_by_branch, repr=False)
+    ratios: Mapping[str, tuple[float, ...]] | Ratios | None = field(default=None, converter=_by_branch, repr=False)
     table: str | None = None
 
     @define

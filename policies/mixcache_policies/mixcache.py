@@ -19,7 +19,7 @@ from mixcache import (
     Vote,
     ge,
     nearest,
-    none_or_ge,
+    none_or,
     one_of,
     parse_granularity,
 )
@@ -64,7 +64,7 @@ class Known:
 
 @frozen(kw_only=True)
 class MixCache(Policy):
-    """The hybrid: at each step reuse what saves most of what does the result little enough harm.
+    """The hybrid: at each step, of the reuses that harm the result little enough, the one that saves most.
 
     A reuse of granularity psi at step t is predicted to add to the relative deviation of the final latent
 
@@ -111,14 +111,17 @@ class MixCache(Policy):
     exact_history = True
     one_state = True
 
+    at: Granularity = field(default=STEP, init=False, repr=False)  # no choice: `among` says where
     threshold: float = field(default=0.15, validator=ge(0))
     choice: Literal["saved", "paper"] = field(default="saved", validator=one_of("saved", "paper"))
     among: str | None = field(default=None)
-    last_steps: int = field(default=1, validator=ge(0))
-    longest_run: int | None = field(default=7, validator=none_or_ge(0))
+    last_steps: int = field(default=1, validator=ge(0, whole=True))
+    longest_run: int | None = field(default=7, validator=none_or(ge(0, whole=True)))
     settle: float = field(default=0.15, validator=ge(0))
-    last_blocks: int | None = field(default=None, validator=none_or_ge(0))
-    influence: Influence | None = field(default=None, converter=_influence, repr=False)
+    last_blocks: int | None = field(default=None, validator=none_or(ge(0, whole=True)))
+    influence: Mapping[str, tuple[float, ...]] | Influence | None = field(
+        default=None, converter=_influence, repr=False
+    )
     isolated: float = field(default=0.5, validator=ge(0))
     ending: float = field(default=3.0, validator=ge(0))
     table: str | None = None
@@ -153,7 +156,7 @@ class MixCache(Policy):
         among = self.among or ("step" if self.choice == "saved" else "step/cfg/block")
         return frozenset(map(parse_granularity, among.split("/")))
 
-    def rebuilt(self, granularity: Granularity) -> tuple[str | None, str | None]:
+    def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
         """The paper holds the increment; ours continues it, for whole steps as noise."""
         if self.choice == "paper":
             return "residual", "hold"
@@ -258,7 +261,7 @@ class MixCache(Policy):
             saved={**coming.saved, psi: saved},
         )
         if not outcome.reused:
-            gap = point.step - known.last.get(psi, point.step - 1)
+            gap = 1 if point.age is None else point.age
             return evolve(coming, last={**coming.last, psi: point.step}, gap={**coming.gap, psi: gap})
         effect = self.effect(psi, point, known, reading if psi is STEP else None)
         added = 0.0 if coming.reused or effect is None else effect

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mixcache import Policy, hookimpl
+from typing import Any
+
+from mixcache import Forecaster, Policy, hookimpl
 from mixcache_policies.adacache import AdaCache
 from mixcache_policies.budget import ErrorBudget
 from mixcache_policies.bwcache import BWCache
@@ -13,9 +15,11 @@ from mixcache_policies.dicache import DiCache
 from mixcache_policies.easycache import EasyCache
 from mixcache_policies.fastercache import FasterCache
 from mixcache_policies.first_block import FirstBlock
+from mixcache_policies.forecasters import PUBLISHED
 from mixcache_policies.magcache import MagCache
 from mixcache_policies.mixcache import MixCache
 from mixcache_policies.schedule import Schedule
+from mixcache_policies.speca import SpeCa
 from mixcache_policies.static import Static
 from mixcache_policies.taylorseer import TaylorSeer
 from mixcache_policies.teacache import TeaCache
@@ -38,8 +42,21 @@ def mixcache_policies() -> list[type[Policy]]:
         MagCache,
         MixCache,
         Schedule,
+        SpeCa,
         Static,
         TaylorSeer,
         TeaCache,
         Window,
     ]
+
+
+@hookimpl
+def mixcache_calibrators() -> list[Any]:
+    from mixcache_policies.calibrators import CALIBRATORS  # loads what measures, which only `mixcache calibrate` needs
+
+    return list(CALIBRATORS)
+
+
+@hookimpl
+def mixcache_forecasters() -> list[type[Forecaster]]:
+    return list(PUBLISHED)

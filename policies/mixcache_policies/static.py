@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from mixcache import Point, Policy, Reading, Vote, ge, none_or_ge
+from mixcache import ConfigurationError, Point, Policy, Reading, Vote, ge, none_or
 
 
 @frozen(kw_only=True)
@@ -18,13 +18,18 @@ class Static(Policy):
     blocks: at BLOCK, how many blocks are skipped or computed together; `None`: all of them.
     """
 
-    every: int = field(default=2, validator=ge(1))
-    first_steps: int = field(default=2, validator=ge(0))
-    last_steps: int = field(default=1, validator=ge(0))
-    blocks: int | None = field(default=None, validator=none_or_ge(1))
+    every: int = field(default=2, validator=ge(1, whole=True))
+    first_steps: int = field(default=2, validator=ge(0, whole=True))
+    last_steps: int = field(default=1, validator=ge(0, whole=True))
+    blocks: int | None = field(default=None, validator=none_or(ge(1, whole=True)))
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """Spans of `self.blocks` blocks each; the last one may be shorter."""
+        if self.blocks is not None and self.blocks > blocks:
+            raise ConfigurationError(
+                f"`Static(blocks={self.blocks})` is more than there are: the model has {blocks} blocks; leave `blocks` "
+                "out to skip all of them together."
+            )
         size = blocks if self.blocks is None else self.blocks
         return tuple((first, min(first + size, blocks)) for first in range(0, blocks, size))
 

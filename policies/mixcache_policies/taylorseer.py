@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import Granularity, Point, Policy, Reading, Vote, ge, none_or_ge, parse_granularity
+from mixcache import Granularity, Point, Policy, Reading, Vote, ge, none_or, parse_granularity
 
 
 @frozen(kw_only=True)
@@ -30,12 +30,12 @@ class TaylorSeer(Policy):
     name: ClassVar[str] = "taylorseer"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    every: int = field(default=5, validator=ge(1))
-    order: int = field(default=1, validator=ge(0))
-    first_steps: int = field(default=1, validator=ge(0))
-    next_full: int | None = field(default=None, validator=none_or_ge(1))
+    every: int = field(default=5, validator=ge(1, whole=True))
+    order: int = field(default=1, validator=ge(0, whole=True))
+    first_steps: int = field(default=1, validator=ge(0, whole=True))
+    next_full: int | None = field(default=None, validator=none_or(ge(1, whole=True)))
 
-    def rebuilt(self, granularity: Granularity) -> tuple[str | None, str | None]:
+    def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
         """The increment, by a Taylor series."""
         return "residual", f"taylor:order={self.order}"
 

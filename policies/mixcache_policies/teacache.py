@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, ClassVar
 
-from attrs import Attribute, define, evolve, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from mixcache import (
     Calibrations,
     ConfigurationError,
     Granularity,
-    Outcome,
     Point,
     Policy,
     Reading,
     RunInfo,
+    Signal,
     Vote,
     ge,
     parse_granularity,
@@ -36,6 +37,33 @@ def _numbers(values: Iterable[Any] | None) -> tuple[float, ...] | None:
         raise ConfigurationError(
             f"`TeaCache(coefficients=...)` must be numbers, highest power first, got {values!r}."
         ) from None
+
+
+@frozen
+class Polynomial:
+    """P(change) of a probe: the relative change of the output that goes with it. Highest power first."""
+
+    coefficients: tuple[float, ...]
+
+    def __call__(self, reading: Reading) -> float | None:
+        change = reading["probe_change"]
+        if change is None:
+            return None
+        total = 0.0
+        for coefficient in self.coefficients:
+            total = total * change + coefficient
+        return total
+
+
+@cache
+def _estimated(coefficients: tuple[float, ...]) -> Signal:
+    """The signal of one polynomial."""
+    return Signal(
+        name="teacache_estimate",
+        requires=("probe_change",),
+        derive=Polynomial(coefficients),
+        summary="TeaCache's polynomial of the probe's change",
+    )
 
 
 @frozen(kw_only=True)
@@ -61,21 +89,14 @@ class TeaCache(Policy):
     """
 
     name: ClassVar[str] = "teacache"
-    signals = ("probe_change",)
     branches = "independent"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
     threshold: float = field(default=0.1, validator=ge(0))
-    first_steps: int = field(default=1, validator=ge(0))
-    last_steps: int = field(default=1, validator=ge(0))
+    first_steps: int = field(default=1, validator=ge(0, whole=True))
+    last_steps: int = field(default=1, validator=ge(0, whole=True))
     coefficients: tuple[float, ...] | None = field(default=None, converter=_numbers)
     table: str | None = None
-
-    @define
-    class State:
-        """E, the estimated change accumulated since the last computed evaluation."""
-
-        accumulated: float = 0.0
 
     @coefficients.validator
     def _check(self, _attribute: Attribute[Any], value: tuple[float, ...] | None) -> None:
@@ -96,25 +117,16 @@ class TeaCache(Policy):
         if self.coefficients is None:
             raise ConfigurationError(_MISSING)
 
-    def estimate(self, change: float) -> float:
-        """P(change): the relative change of the output that goes with this change of the probe."""
-        total = 0.0
-        for coefficient in self.coefficients or ():
-            total = total * change + coefficient
-        return total
+    @property
+    def signals(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """P(r_t), and its sum."""
+        return (_estimated(self.coefficients or ()), "sum(teacache_estimate)")
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Reuse while E + P(r_t) stays below the threshold."""
-        change = reading["probe_change"]
-        if change is None:
+        total = reading["sum(teacache_estimate)"]
+        if total is None:
             return Vote.compute("no earlier probe")
-        total = state.accumulated + self.estimate(change)
         if total < self.threshold:
             return Vote.reuse(f"accumulated change below {self.threshold:g}", error=max(total, 0.0))
         return Vote.compute(f"accumulated change reached {self.threshold:g}", error=total)
-
-    def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Add P(r_t) on a reuse, start again on a compute."""
-        change = outcome.reading.get("probe_change")
-        estimate = 0.0 if change is None else self.estimate(change)
-        state.accumulated = state.accumulated + estimate if outcome.reused else 0.0

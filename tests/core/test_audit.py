@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mixcache
-from mixcache import trace
+from mixcache.core import trace
 from tests.conftest import built
 from tests.helpers import Scripted, follow, verdicts
 

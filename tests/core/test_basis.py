@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcache
-from mixcache import Basis, Granularity, NoiseLevel, Point, plugins
-from mixcache.basis import BASES, SINGULAR
+from mixcache import Basis, Granularity, NoiseLevel, Point, catalogue
+from mixcache.core.basis import BASES, SINGULAR
 from tests.helpers import Scripted, follow
 
 NAMES = [basis.name for basis in BASES]
@@ -54,7 +54,7 @@ def test_noise_and_clean_are_what_they_say(prediction: str, sigma: float, seed: 
     anchor = point.level.alpha * clean + point.level.sigma * noise
     output = predicted(prediction, clean, noise, point.level)
     for name, wanted in (("noise", noise), ("clean", clean)):
-        z = plugins.build("basis", name, Basis).encode((output,), (anchor,), point)
+        z = catalogue.build("basis", name).encode((output,), (anchor,), point)
         assert z is not None
         torch.testing.assert_close(z[0], wanted)
 
@@ -68,7 +68,7 @@ def test_noise_and_clean_are_what_they_say(prediction: str, sigma: float, seed: 
 )
 def test_decoding_undoes_encoding(name: str, prediction: str, sigma: float, seed: int, dtype: torch.dtype) -> None:
     """At every noise level where both exist, to the rounding that 1/q amplifies; in the output's dtype, no alias."""
-    basis, point = plugins.build("basis", name, Basis), at(prediction, sigma)
+    basis, point = catalogue.build("basis", name), at(prediction, sigma)
     streams = tensors(seed, dtype)
     output, anchor = (streams[0], streams[1] * 2), (streams[1], streams[0])
     z = basis.encode(output, anchor, point)

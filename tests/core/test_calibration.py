@@ -76,10 +76,10 @@ def test_what_is_no_plain_number_is_not_saved(value: Any, tmp_path: Path) -> Non
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot write table"):
+    with pytest.raises(ConfigurationError, match=r"cannot write .*nowhere/table\.json: No such file"):
         save_calibration(tmp_path / "nowhere" / "table.json", TABLE)
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(ConfigurationError, match="cannot write table"):
+    with pytest.raises(ConfigurationError, match=r"cannot write .*folder\.json: Is a directory"):
         save_calibration(tmp_path / "folder.json", TABLE)
     assert [file.name for file in tmp_path.iterdir()] == ["folder.json"]
 

@@ -19,11 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcache
-from mixcache import Entry, Forecaster, Granularity, NoiseLevel, Point, plugins
-from mixcache.forecast import FORECASTERS, Adams, Hermite, lagrange
-from mixcache.forecast_published import PUBLISHED, Aligned, Scaled, Split
-from mixcache.plan import make_plan
-from mixcache.scheduler import Around, CacheScheduler, drive
+from mixcache import Address, Entry, Forecaster, Granularity, Input, NoiseLevel, Point, Recipe, Value, catalogue
+from mixcache.core.forecast.polynomial import FORECASTERS, Adams, Hermite, Nothing, lagrange
+from mixcache.core.loop import Loop
+from mixcache_policies.forecasters import PUBLISHED, Aligned, Scaled, Split
 from tests.core.test_transfers import transfers
 from tests.helpers import Scripted, follow
 
@@ -40,7 +39,8 @@ ORDERS = {
 
 RATIOS = {"cond": [1.0, 1.5, 1.25, 0.75, 0.5], "uncond": [1.0, 2.0, 3.0, 4.0, 5.0]}
 OTHERS: list[Forecaster] = [Scaled(ratios=RATIOS), Split(), Aligned()]
-EVERY = [*(plugins.build("forecaster", spec, Forecaster) for spec in ORDERS), *OTHERS]
+EVERY: list[Forecaster] = [*(catalogue.build("forecaster", spec) for spec in ORDERS), *OTHERS]
+"""All that keep a history; `none`, which keeps none, has tests of its own in test_anchors.py."""
 
 
 def name_of(forecaster: Forecaster) -> str:
@@ -49,19 +49,25 @@ def name_of(forecaster: Forecaster) -> str:
 
 def at(step: int, sigma: float | None = None, num_steps: int = 1000, branch: str = "cond") -> Point:
     level = None if sigma is None else NoiseLevel.flow(sigma)
-    return Point(granularity=Granularity.STEP, step=step, num_steps=num_steps, branch=branch, level=level)
+    address = Address(branch=branch)
+    return Point(granularity=Granularity.STEP, step=step, num_steps=num_steps, address=address, level=level)
 
 
 def entry(value: torch.Tensor, point: Point) -> Entry:
     return Entry(z=(value, -value), point=point)
 
 
+def prefix(added: torch.Tensor | None) -> dict[str, tuple[torch.Tensor, ...]]:
+    """The side input that `aligned` reads, where it is known."""
+    return {} if added is None else {"prefix": (added,)}
+
+
 # all of them
 
 
 def test_every_forecaster_is_covered_here() -> None:
-    assert {kind.name for kind in map(type, EVERY)} == {kind.name for kind in (*FORECASTERS, *PUBLISHED)}
-    assert {kind.name for kind in (*FORECASTERS, *PUBLISHED)} <= set(plugins.forecasters())
+    assert {*map(type, EVERY), Nothing} == {*FORECASTERS, *PUBLISHED}
+    assert {kind.name for kind in (*FORECASTERS, *PUBLISHED)} <= set(catalogue.forecasters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -71,10 +77,10 @@ def test_forecasts_keep_shape_and_dtype_and_alias_nothing(forecaster: Forecaster
     for count in range(1, forecaster.depth + 1):
         shapes = [(1, 2, 6, 5), (1, 2, 3, 7)]  # two streams
         z = [tuple(torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes) for _ in range(count)]
-        history = [Entry(z=z[s], point=at(s), prefix=torch.randn(1, 3).to(dtype)) for s in range(count)]
+        history = [Entry(z=z[s], point=at(s), beside=prefix(torch.randn(1, 3).to(dtype))) for s in range(count)]
         kept = [tuple(stream.clone() for stream in entry.z) for entry in history]
         for place in (at(count + 1), history[-1].point):
-            made = forecaster.forecast(history, place, history[-1].prefix)
+            made = forecaster.forecast(history, place, history[-1].beside)
             assert [(stream.shape, stream.dtype) for stream in made] == [(shape, dtype) for shape in shapes]
             assert all(m.data_ptr() not in {s.data_ptr() for e in history for s in e.z} for m in made)
         for stream, last in zip(made, kept[-1]):
@@ -85,9 +91,9 @@ def test_forecasts_keep_shape_and_dtype_and_alias_nothing(forecaster: Forecaster
 
 @pytest.mark.parametrize("forecaster", EVERY, ids=name_of)
 def test_forecasts_do_not_wait_for_the_device(forecaster: Forecaster) -> None:
-    history = [Entry(z=(torch.randn(1, 1, 5, 5),), point=at(s), prefix=torch.randn(1, 3)) for s in range(5)]
+    history = [Entry(z=(torch.randn(1, 1, 5, 5),), point=at(s), beside=prefix(torch.randn(1, 3))) for s in range(5)]
     with transfers() as seen:
-        forecaster.forecast(history[-forecaster.depth :], at(8), torch.randn(1, 3))
+        forecaster.forecast(history[-forecaster.depth :], at(8), prefix(torch.randn(1, 3)))
     assert seen == []
 
 
@@ -105,7 +111,7 @@ def test_exact_on_polynomials_up_to_its_order_at_unequal_steps(
 ) -> None:
     order = ORDERS[spec]
     abscissa = "step" if spec.startswith("hermite") else abscissa
-    forecaster = plugins.build("forecaster", f"{spec}{',' if ':' in spec else ':'}abscissa={abscissa}", Forecaster)
+    forecaster = catalogue.build("forecaster", f"{spec}{',' if ':' in spec else ':'}abscissa={abscissa}")
     places = [at(step, sigma=math.cos(step / 40)) for step in steps]
 
     def f(point: Point) -> float:
@@ -114,7 +120,7 @@ def test_exact_on_polynomials_up_to_its_order_at_unequal_steps(
 
     history = [entry(torch.full((2,), f(p), dtype=torch.float64), p) for p in places[:-1]]
     kept = history[-forecaster.depth :]
-    z = forecaster.forecast(kept, places[-1])
+    z = forecaster.forecast(kept, places[-1], {})
     nodes = [forecaster.position(e.point) for e in kept]
     target = forecaster.position(places[-1])
     amplified = max(sum(map(abs, weigh(nodes, target))) for weigh in (lagrange, forecaster.weights)) * 100
@@ -126,12 +132,12 @@ def test_exact_on_polynomials_up_to_its_order_at_unequal_steps(
 @pytest.mark.parametrize("spec", sorted(ORDERS))
 def test_the_order_of_convergence_is_measured(spec: str) -> None:
     """On a smooth function the error of a forecast over one step h falls as h^(order + 1)."""
-    forecaster, order = plugins.build("forecaster", spec, Forecaster), ORDERS[spec]
+    forecaster, order = catalogue.build("forecaster", spec), ORDERS[spec]
 
     def error(h: float) -> float:
         steps = [0, 2, 3, 5, 6]
         history = [entry(torch.tensor([math.exp(h * s)], dtype=torch.float64), at(s)) for s in steps]
-        z = forecaster.forecast(history[-forecaster.depth :], at(7))
+        z = forecaster.forecast(history[-forecaster.depth :], at(7), {})
         return abs(z[0].item() - math.exp(h * 7))
 
     coarse, fine = error(0.02), error(0.01)
@@ -139,18 +145,18 @@ def test_the_order_of_convergence_is_measured(spec: str) -> None:
 
 
 def test_a_short_history_lowers_the_order() -> None:
-    cubic = plugins.build("forecaster", "taylor:order=3", Forecaster)
+    cubic = catalogue.build("forecaster", "taylor:order=3")
     history = [entry(torch.tensor([float(2 + 3 * s)]), at(s)) for s in (0, 2)]
-    assert cubic.forecast(history, at(5))[0].item() == pytest.approx(17)
-    assert cubic.forecast(history[:1], at(5))[0].item() == 2
+    assert cubic.forecast(history, at(5), {})[0].item() == pytest.approx(17)
+    assert cubic.forecast(history[:1], at(5), {})[0].item() == 2
 
 
 def test_two_visits_at_one_place_count_as_the_later() -> None:
     """Heun visits one sigma twice; nobody divides by the distance of the two."""
-    linear = plugins.build("forecaster", "linear:abscissa=sigma", Forecaster)
+    linear = catalogue.build("forecaster", "linear:abscissa=sigma")
     history = [entry(torch.tensor([v]), at(i, s)) for i, (v, s) in enumerate([(1.0, 0.9), (7.0, 0.8), (2.0, 0.8)])]
-    assert linear.forecast(history[-2:], at(3, 0.7))[0].item() == 2.0
-    assert linear.forecast(history[::2], at(3, 0.7))[0].item() == pytest.approx(3.0)
+    assert linear.forecast(history[-2:], at(3, 0.7), {})[0].item() == 2.0
+    assert linear.forecast(history[::2], at(3, 0.7), {})[0].item() == pytest.approx(3.0)
 
 
 @given(st.integers(0, 4), st.integers(1, 5), st.integers(1, 9), st.sampled_from([0.3, 0.5, 1.0]))
@@ -185,7 +191,7 @@ def test_hermite_goes_part_of_the_way() -> None:
 
 def test_hermite_counts_in_steps() -> None:
     with pytest.raises(mixcache.ConfigurationError, match=r"Hermite\(abscissa=...\)` must be one of 'step'"):
-        plugins.build("forecaster", "hermite:abscissa=sigma", Forecaster)
+        catalogue.build("forecaster", "hermite:abscissa=sigma")
 
 
 @given(
@@ -224,10 +230,10 @@ def test_adams_has_the_coefficients_of_textbooks_at_equal_steps(order: int, text
 @pytest.mark.parametrize("abscissa", ["step", "sigma"])
 def test_taylor_goes_on_as_a_line_beyond_its_reach(abscissa: str) -> None:
     """On a square, nodes 2 apart: exact up to half an interval ahead, the line's error (t - b)(t - c) beyond."""
-    forecaster = plugins.build("forecaster", f"taylor:order=2,reach=0.5,abscissa={abscissa}", Forecaster)
+    forecaster = catalogue.build("forecaster", f"taylor:order=2,reach=0.5,abscissa={abscissa}")
     squares = {s: torch.tensor([float(s * s)], dtype=torch.float64) for s in (0, 2, 4)}
     history = [Entry(z=(square,), point=at(s, sigma=1.0 - s / 16)) for s, square in squares.items()]
-    errors = [t * t - forecaster.forecast(history, at(t, sigma=1.0 - t / 16))[0].item() for t in (5, 6, 7)]
+    errors = [t * t - forecaster.forecast(history, at(t, sigma=1.0 - t / 16), {})[0].item() for t in (5, 6, 7)]
     assert errors == pytest.approx([0.0, 2 * 4, 3 * 5])
 
 
@@ -246,17 +252,17 @@ def test_adams_and_taylor_differ_from_order_3_on() -> None:
 
 @pytest.mark.parametrize("spec", ["taylor:order=3", "adams:order=4", "hermite:order=3"])
 def test_with_a_short_history_the_order_is_lower(spec: str) -> None:
-    forecaster: Any = plugins.build("forecaster", spec, Forecaster)
+    forecaster: Any = catalogue.build("forecaster", spec)
     history = [entry(torch.randn(3), at(s)) for s in (0, 2, 3)]
     for count in (2, 3):
-        lower = evolve(forecaster, order=count - 1).forecast(history[:count], at(7))
-        assert torch.equal(forecaster.forecast(history[:count], at(7))[0], lower[0])
+        lower = evolve(forecaster, order=count - 1).forecast(history[:count], at(7), {})
+        assert torch.equal(forecaster.forecast(history[:count], at(7), {})[0], lower[0])
 
 
 @pytest.mark.parametrize("spec", ["adams:order=0", "adams:order=5", "hermite:order=-1", "hermite:scale=0"])
 def test_orders_and_scales_are_checked(spec: str) -> None:
     with pytest.raises(mixcache.ConfigurationError, match="must be"):
-        plugins.build("forecaster", spec, Forecaster)
+        catalogue.build("forecaster", spec)
 
 
 # scaled: MagCache's ratios
@@ -265,9 +271,9 @@ def test_orders_and_scales_are_checked(spec: str) -> None:
 def test_scaled_multiplies_the_ratios_since_the_last_visit() -> None:
     history = [entry(torch.tensor([2.0]), at(s, num_steps=5)) for s in (0, 1)]
     for branch, growth in (("cond", 1.25 * 0.75 * 0.5), ("uncond", 3.0 * 4.0 * 5.0), ("image", 1.25 * 0.75 * 0.5)):
-        z = Scaled(ratios=RATIOS).forecast(history, at(4, num_steps=5, branch=branch))
+        z = Scaled(ratios=RATIOS).forecast(history, at(4, num_steps=5, branch=branch), {})
         assert [stream.item() for stream in z] == pytest.approx([2.0 * growth, -2.0 * growth])
-    alone = Scaled(ratios=(1.0, 2.0, 3.0)).forecast(history, at(2, num_steps=3, branch="uncond"))
+    alone = Scaled(ratios=(1.0, 2.0, 3.0)).forecast(history, at(2, num_steps=3, branch="uncond"), {})
     assert alone[0].item() == 6.0
 
 
@@ -285,7 +291,7 @@ def test_scaled_reads_a_table_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     content = {"schema": 1, "policy": "magcache", "values": {"ratios": RATIOS}, "source": "a test", "match": {}}
     file.write_text(json.dumps(content))
-    scaled = plugins.build("forecaster", f"scaled:table={file}", Forecaster)
+    scaled = catalogue.build("forecaster", f"scaled:table={file}")
     assert scaled.calibrated(mixcache.Calibrations()) == Scaled(ratios=RATIOS, table=str(file))
     file.write_text(json.dumps({**content, "values": {}}))
     with pytest.raises(mixcache.ConfigurationError, match="the magcache table of a test holds no `ratios`"):
@@ -316,7 +322,7 @@ def test_scaled_without_ratios_says_how_to_get_them() -> None:
     with remedy:
         mixcache.enable(Scripted(), "schedule:10", forecast="scaled")
     with remedy:
-        Scaled().forecast([entry(torch.ones(1), at(0))], at(1))
+        Scaled().forecast([entry(torch.ones(1), at(0))], at(1), {})
 
 
 @pytest.mark.parametrize("ratios", [[1.0, 0.0], [1.0, math.nan], "ab", 3, {"cond": None}, {"uncond": [1.0]}])
@@ -351,7 +357,7 @@ def test_split_weighs_the_bands(shape: tuple[int, ...], low: float, high: float)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
         history = [Entry(z=(z.to(dtype), -z.to(dtype)), point=at(0))]
         for _ in range(2):  # the weights do not compound
-            made = split.forecast(history, at(1))
+            made = split.forecast(history, at(1), {})
             np.testing.assert_allclose(made[0].double().numpy(), expected, rtol=tolerance, atol=tolerance)
             assert torch.equal(made[1], -made[0])
 
@@ -362,7 +368,7 @@ def test_split_weighs_by_the_part_of_the_run() -> None:
     assert weights == [(1.1 if c <= 40 else 1.0, 1.1 if c >= 30 else 1.0) for c in range(1, 51)]
     between = Split(low_until=0.3, high_from=0.7)
     z = torch.randn(1, 1, 6, 6)
-    made = between.forecast([Entry(z=(z,), point=at(1, num_steps=10))], at(4, num_steps=10))
+    made = between.forecast([Entry(z=(z,), point=at(1, num_steps=10))], at(4, num_steps=10), {})
     assert torch.equal(made[0], z)
 
 
@@ -386,13 +392,13 @@ def test_split_refuses_packed_tokens() -> None:
     with pytest.raises(
         mixcache.ConfigurationError, match=r"step .* shape \(1, 64, 16\).*use forecast='hold' or 'linear'"
     ):
-        Split().forecast(packed, at(1))
+        Split().forecast(packed, at(1), {})
 
 
 @pytest.mark.parametrize("spec", ["split:low=-1", "split:high_from=nan", "aligned:limit=0.5", "aligned:limit=inf"])
 def test_weights_and_limits_are_checked(spec: str) -> None:
     with pytest.raises(mixcache.ConfigurationError, match="must be >="):
-        plugins.build("forecaster", spec, Forecaster)
+        catalogue.build("forecaster", spec)
 
 
 # aligned: DiCache's trajectory
@@ -407,7 +413,7 @@ def followed(*q: Any, limit: float = 1.5) -> float:
 def two_visits(q: Sequence[torch.Tensor], dtype: torch.dtype = torch.float64) -> list[Entry]:
     draw = torch.Generator().manual_seed(1)
     z = torch.randn(4, 2, 3, 4, dtype=torch.float64, generator=draw).to(dtype)
-    return [Entry(z=(z[i], z[2 + i]), point=at(3 * i), prefix=q[i]) for i in range(2)]
+    return [Entry(z=(z[i], z[2 + i]), point=at(3 * i), beside=prefix(q[i])) for i in range(2)]
 
 
 @given(st.lists(st.floats(-3, 3), min_size=3, max_size=3), st.sampled_from([1.0, 1.5, 2.0]))
@@ -417,7 +423,7 @@ def test_aligned_goes_as_far_as_the_first_blocks_did(shifts: list[float], limit:
     q = [base * 0.1 * i + shift for i, shift in enumerate(shifts)]
     history = two_visits(q)
     gain = followed(*q, limit=limit)
-    made = Aligned(limit=limit).forecast(history, at(7), q[2])
+    made = Aligned(limit=limit).forecast(history, at(7), prefix(q[2]))
     for i in range(2):
         a, b = history[0].z[i], history[1].z[i]
         torch.testing.assert_close(made[i], a + gain * (b - a))
@@ -428,7 +434,7 @@ def test_aligned_never_goes_back_nor_too_far() -> None:
     history = two_visits(q)
     (a, _), (b, _) = history[0].z, history[1].z
     for now, gain in (([0.2, 0.2], 1.0), ([1.0, 1.4], 1.2), ([9.0, 9.0], 1.5)):
-        made = Aligned().forecast(history, at(7), torch.tensor(now))[0]
+        made = Aligned().forecast(history, at(7), prefix(torch.tensor(now)))[0]
         torch.testing.assert_close(made, a + gain * (b - a), rtol=1e-6, atol=1e-6)
 
 
@@ -436,26 +442,27 @@ def test_aligned_holds_where_it_knows_too_little() -> None:
     still = torch.ones(2, 2)
     history = two_visits([still, still])
     last = history[1].z[0]
-    assert torch.equal(Aligned().forecast(history, at(7), still)[0], last)  # 0/0
+    assert torch.equal(Aligned().forecast(history, at(7), prefix(still))[0], last)  # 0/0
     moved = two_visits([still, 2 * still])
-    assert torch.equal(Aligned().forecast(moved, at(7), None)[0], last)
-    assert torch.equal(Aligned().forecast(moved[1:], at(7), 3 * still)[0], last)
-    unknown = [evolve(moved[0], prefix=None), moved[1]]
-    assert torch.equal(Aligned().forecast(unknown, at(7), 3 * still)[0], last)
+    assert torch.equal(Aligned().forecast(moved, at(7), prefix(None))[0], last)
+    assert torch.equal(Aligned().forecast(moved[1:], at(7), prefix(3 * still))[0], last)
+    unknown = [evolve(moved[0], beside={}), moved[1]]
+    assert torch.equal(Aligned().forecast(unknown, at(7), prefix(3 * still))[0], last)
     twice = [evolve(moved[0], point=at(3)), moved[1]]  # two visits at one place are one
-    assert torch.equal(Aligned().forecast(twice, at(7), 3 * still)[0], last)
+    assert torch.equal(Aligned().forecast(twice, at(7), prefix(3 * still))[0], last)
 
 
 def test_the_loop_hands_aligned_what_the_first_blocks_added() -> None:
-    plan = make_plan("schedule:1110,at=block", forecast="aligned")
-    scheduler = CacheScheduler(plan, mixcache.RunInfo(index=0, num_steps=4), lambda record: None)
+    plan = Recipe.of("schedule:1110,at=block", forecast="aligned").plan()
+    loop = Loop(plan, mixcache.RunInfo(index=0, num_steps=4), lambda record: None)
     q = [torch.full((1, 3), value) for value in (7.0, 0.0, 1.0, 1.25)]
     outputs = [torch.full((1, 3), value) for value in (9.0, 1.0, 3.0, 0.0)]
-    anchor = (torch.zeros(1, 3),)
+    entering = (torch.zeros(1, 3),)
     for step in range(4):
         point = Point(granularity=Granularity.BLOCK, step=step, num_steps=4, span=(1, 4), blocks=4)
-        made = drive(scheduler.visit(point, anchor, Around(prefix=q[step])), lambda step=step: (outputs[step],))
-    torch.testing.assert_close(made[0], torch.full((1, 3), 1.0 + 1.25 * 2.0))
+        ticket = loop.open(point, Input(entering), prefix(q[step]))
+        made = ticket.output or loop.close(ticket, Value((outputs[step],)))
+    torch.testing.assert_close(made.streams[0], torch.full((1, 3), 1.0 + 1.25 * 2.0))
 
 
 # in the loop

@@ -12,7 +12,10 @@ from attrs import frozen
 
 import mixcache
 from mixcache import (
+    Anchor,
     Basis,
+    Beside,
+    Fit,
     Forecaster,
     Granularity,
     ModelAdapter,
@@ -22,14 +25,19 @@ from mixcache import (
     Policy,
     Reading,
     RunInfo,
+    Scene,
+    SideInput,
     Signal,
+    Streams,
     Tensors,
     Vote,
+    catalogue,
     hookimpl,
-    plugins,
+    study,
 )
 from tests.helpers import Scripted, follow, reused_steps
-from tests.pipelines import Tiny
+from tests.zoo import toy
+from tests.zoo.tiny import Tiny
 
 
 @frozen
@@ -56,6 +64,14 @@ class Twice(Forecaster):
         return [2.0]
 
 
+@frozen
+class Half(Anchor):
+    """Half of what enters."""
+
+    def make(self, entering: Streams, point: Point, state: Any, beside: Beside) -> Streams:
+        return tuple(0.5 * stream for stream in entering)
+
+
 def never(votes: Any) -> bool:
     """Never reuse."""
     return False
@@ -70,6 +86,29 @@ def rows(tensors: Tensors) -> torch.Tensor:
 
 
 SIGNAL = Signal(name="rows", measure=rows, summary="samples in the batch")
+
+
+def first_value(scene: Scene) -> torch.Tensor:
+    return scene.streams[0].flatten()[:1]
+
+
+SIDE_INPUT = SideInput(name="first_value", make=first_value, summary="the first number that enters the span")
+
+
+@frozen
+class Counting(study.Calibrator):
+    """Runs nothing."""
+
+    name: str = "counting"
+
+    def runs(self, job: Any) -> int:
+        return 0
+
+    def measure(self, job: Any, watch: Any) -> Fit:
+        return Fit({"count": 3}, "counted to 3")
+
+
+CALIBRATOR = Counting()
 
 
 class Plugin:
@@ -90,6 +129,18 @@ class Plugin:
     @hookimpl
     def mixcache_forecasters(self) -> list[type[Forecaster]]:
         return [Twice]
+
+    @hookimpl
+    def mixcache_anchors(self) -> list[type[Anchor]]:
+        return [Half]
+
+    @hookimpl
+    def mixcache_side_inputs(self) -> list[SideInput]:
+        return [SIDE_INPUT]
+
+    @hookimpl
+    def mixcache_calibrators(self) -> list[Any]:
+        return [CALIBRATOR]
 
     @hookimpl
     def mixcache_rules(self) -> dict[str, Any]:
@@ -130,7 +181,7 @@ def plugin() -> Iterator[Plugin]:
     try:
         yield plugin
     finally:
-        plugins.manager().unregister(plugin)
+        catalogue.manager().unregister(plugin)
 
 
 def run(policies: Any = "always", steps: int = 4, **how: Any) -> tuple[mixcache.Session, list[list[torch.Tensor]]]:
@@ -140,7 +191,7 @@ def run(policies: Any = "always", steps: int = 4, **how: Any) -> tuple[mixcache.
 
 
 def test_mixcache_policies(plugin: Plugin) -> None:
-    assert plugins.policies()["always"] is Always
+    assert catalogue.policies()["always"] is Always
     assert reused_steps(run()[0]) == [1, 2, 3]
 
 
@@ -169,9 +220,41 @@ def test_mixcache_signals(plugin: Plugin) -> None:
     assert [r.reading for r in run(Reads())[0].records] == [{"rows": 1.0}] * 4
 
 
+def test_mixcache_anchors(plugin: Plugin) -> None:
+    """z = 3 a - a / 2, held, around half of what enters now."""
+    assert catalogue.anchors()["half"] is Half
+    assert [r[0][0, 0].item() for r in run(anchor="half")[1]] == [3, 2.5 + 1, 2.5 + 1.5, 2.5 + 2]
+
+
+def test_mixcache_side_inputs(plugin: Plugin) -> None:
+    """A signal of the same plugin reads what the side input was made of at a span of blocks."""
+
+    @frozen
+    class Reads(Policy):
+        """Reads the side input."""
+
+        signals = (Signal(name="first", measure=lambda t: t.now("first_value"), reads=("first_value",)),)
+
+        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+            return Vote.compute()
+
+    model, latents = toy.Toy(), [torch.full((1, 3), value) for value in (1.0, 2.0)]
+    with (
+        pytest.warns(mixcache.NothingReusedWarning),
+        mixcache.enable(model, Reads(at="block"), adapter=toy.ADAPTER) as session,
+    ):
+        toy.walk(session, model, latents)
+    assert [r.reading for r in session.records] == [{"first": 1.0}, {"first": 2.0}]
+
+
+def test_mixcache_calibrators(plugin: Plugin) -> None:
+    assert catalogue.calibrators()["counting"] is CALIBRATOR
+    assert study.find_calibrator("counting") is CALIBRATOR
+
+
 def test_mixcache_models(plugin: Plugin) -> None:
-    assert plugins.models()["Nobody"] is ADAPTER
-    assert plugins.pipelines()["nowhere"] is FOLDER
+    assert catalogue.models()["Nobody"] is ADAPTER
+    assert catalogue.pipelines()["nowhere"] is FOLDER
 
 
 def test_mixcache_run_started_and_mixcache_run_ended(plugin: Plugin, tiny_wan_random: Tiny) -> None:
@@ -213,7 +296,7 @@ def test_mixcache_vote(plugin: Plugin) -> None:
 def test_mixcache_observe(plugin: Plugin) -> None:
     session, _ = run("static:every=2")
     assert plugin.of("observe") == [(record.point, record.outcome) for record in session.records]
-    assert [outcome.age for _, outcome in plugin.of("observe")] == [None, 1, 1, 2]
+    assert [point.age for point, _ in plugin.of("observe")] == [None, 1, 1, 2]
 
 
 def test_a_plugin_registered_later_is_not_in_a_session_that_runs() -> None:
@@ -224,6 +307,6 @@ def test_a_plugin_registered_later_is_not_in_a_session_that_runs() -> None:
         try:
             follow(session, model, [torch.zeros(1, 1)], [[torch.zeros(1, 1)]])
         finally:
-            plugins.manager().unregister(late)
+            catalogue.manager().unregister(late)
     assert late.seen == []
     assert {record.point.granularity for record in session.records} == {Granularity.STEP}

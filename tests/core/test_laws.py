@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import mixcache
-from mixcache import plugins, trace
+from mixcache import study
+from mixcache.core import trace
 from tests.helpers import POLICIES, Scripted, follow, guidance_after, recorded_calls
-from tests.pipelines import Tiny
+from tests.zoo.pipelines import Tiny
 
 # 1. exact when it computes
 
@@ -65,32 +66,40 @@ def test_reusing_at_the_same_anchor_gives_the_computed_output(tiny: Tiny, basis:
 def test_a_recorded_trace_replays_to_the_same_verdicts(
     tiny: Tiny, policy: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
+    """By the recipe that its header names, or by that of the session."""
     path = tmp_path / "trace.jsonl"
     with mixcache.enable(tiny.pipe, policy, trace=path, **how) as session:
         tiny.run()
+        first = list(session.records)
         tiny.run(steps=5, batch=2)
-    records = trace.read(path)
-    assert records == session.records
-    assert list(trace.replay(records, session.plan.policies)) == [record.verdict for record in records]
-    assert {record.run for record in records} == {0, 1}
+    read = trace.read(path)
+    assert list(read.records) == [*first, *session.records]
+    assert {record.run for record in read.records} == {0, 1}
+    for recipe in (None, session.calibrated, session.recipe):
+        assert list(study.replay(path, recipe)) == [record.verdict for record in read.records]
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
 
 
+def recorded(tiny: Tiny, policy: str) -> trace.Trace:
+    """The trace of one run."""
+    with mixcache.enable(tiny.pipe, policy) as session:
+        tiny.run()
+    return trace.Trace(session.header(), tuple(session.records))
+
+
 def test_a_trace_can_be_replayed_through_another_policy(tiny_wan_random: Tiny) -> None:
-    with mixcache.enable(tiny_wan_random.pipe, "easycache:threshold=0") as session:
-        tiny_wan_random.run()
-    (always,) = {v.reuse for v in trace.replay(session.records, plugins.build_policies("static:every=1"))}
+    known = recorded(tiny_wan_random, "easycache:threshold=0")
+    (always,) = {v.reuse for v in study.replay(known, "static:every=1")}
     assert always is False
-    loose = plugins.build_policies("easycache:threshold=1000,first_steps=2")
-    assert sum(v.reuse for v in trace.replay(session.records, loose)) > 0
+    assert sum(v.reuse for v in study.replay(known, "easycache:threshold=1000,first_steps=2")) > 0
 
 
 def test_a_trace_without_the_signals_that_a_policy_reads_is_an_error(tiny_wan_random: Tiny) -> None:
-    with mixcache.enable(tiny_wan_random.pipe, "static:every=2") as session:
-        tiny_wan_random.run()
-    with pytest.raises(mixcache.TraceError, match="lacks signals that 'easycache' reads: predicted_change"):
-        list(trace.replay(session.records, plugins.build_policies("easycache")))
+    known = recorded(tiny_wan_random, "static:every=2")
+    lacks = pytest.raises(mixcache.TraceError, match=r"lacks signals that 'easycache' reads: .*predicted_change")
+    with lacks:
+        list(study.replay(known, "easycache"))
 
 
 # 9. an honest report

@@ -11,7 +11,7 @@ import torch
 
 import mixcache
 from tests.helpers import Scripted, follow
-from tests.pipelines import Tiny
+from tests.zoo.pipelines import Tiny
 
 
 def run(policy: str, steps: int, **how: Any) -> tuple[mixcache.Session, list[list[torch.Tensor]]]:
@@ -51,8 +51,8 @@ def test_what_a_run_stored_is_gone_when_it_ends(tiny_wan_random: Tiny) -> None:
         kept: list[weakref.ref[torch.Tensor]] = []
 
         def look(pipe: Any, index: int, *_: Any) -> dict[str, Any]:
-            (current,) = session._runs._runs.values()
-            slots = current.scheduler.store._slots.values()
+            (current,) = session._calls.requests.open_runs
+            slots = current.memory.store._slots.values()
             kept.extend(weakref.ref(t) for slot in slots for t in slot.tensors())
             return {}
 
@@ -60,7 +60,7 @@ def test_what_a_run_stored_is_gone_when_it_ends(tiny_wan_random: Tiny) -> None:
         gc.collect()
         assert kept
         assert not [ref for ref in kept if ref() is not None]
-        assert not session._runs._runs
+        assert not session._calls.requests.open_runs
 
 
 def test_a_changed_dtype_drops_the_history() -> None:
@@ -81,10 +81,10 @@ def test_the_bytes_reported_are_the_bytes_held(tiny_wan_random: Tiny, how: str) 
         held: list[int] = []
 
         def look(pipe: Any, index: int, *_: Any) -> dict[str, Any]:
-            (current,) = session._runs._runs.values()
-            tensors = [t for slot in current.scheduler.store._slots.values() for t in slot.tensors()]
+            (current,) = session._calls.requests.open_runs
+            tensors = [t for slot in current.memory.store._slots.values() for t in slot.tensors()]
             held.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))
-            assert current.scheduler.store._held == held[-1]
+            assert current.memory.store.held_bytes == held[-1]
             return {}
 
         tiny_wan_random.run(8, callback_on_step_end=look)

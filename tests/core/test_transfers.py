@@ -11,15 +11,16 @@ import torch
 from attrs import frozen
 
 import mixcache
-from mixcache import Point, Policy, Reading, Vote, scheduler
-from mixcache.session import Session
-from tests.pipelines import Tiny
+from mixcache import Point, Policy, Reading, Session, Vote
+from mixcache.core import loop, store
+from tests.zoo.pipelines import Tiny
 
 
 @pytest.fixture(autouse=True)
 def another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors here are on the host; what is read there and nowhere else must not be counted."""
-    monkeypatch.setattr(scheduler, "on_host", lambda tensor: False)
+    for module in (loop, store):
+        monkeypatch.setattr(module, "on_host", lambda tensor: False)
 
 
 @contextmanager

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 import mixcache
-from mixcache import ModelAdapter, plugins
-from mixcache.adapter import adapter_for
-from tests.architectures import build
+from mixcache import ModelAdapter, catalogue
+from mixcache.host.adapter import adapter_for
 from tests.conftest import built
 from tests.helpers import listed_blocks, recorded_calls, reused_steps
-from tests.pipelines import BUILDERS
-from tests.tiny import Tiny
+from tests.zoo.architectures import build
+from tests.zoo.pipelines import BUILDERS
+from tests.zoo.tiny import Tiny
 
-SHIPPED = {name: a for name, a in plugins.models().items() if hasattr(diffusers, name)}
+SHIPPED = {name: a for name, a in catalogue.models().items() if hasattr(diffusers, name)}
 RANDOM = [name for name in BUILDERS if name != "embedded"]
 
 
 def test_every_adapter_names_a_class_of_diffusers() -> None:
-    assert set(SHIPPED) == set(plugins.models())
+    assert set(SHIPPED) == set(catalogue.models())
     assert len(SHIPPED) >= 8
 
 
@@ -42,7 +42,7 @@ def test_blocks_take_and_return_what_the_adapter_says(name: str) -> None:
     """Seen from outside: arguments by name, and which returned tensor has which stream's shape."""
     tiny = built(name)
     model = tiny.pipe.transformer
-    adapter = adapter_for(model, plugins.models().values())
+    adapter = adapter_for(model, catalogue.models().values())
     assert not adapter.generic
     seen: dict[str, tuple[dict[str, Any], Any]] = {}
 
@@ -72,7 +72,7 @@ def test_blocks_take_and_return_what_the_adapter_says(name: str) -> None:
 
 def probed(model: Any, call: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """The adapter's probe at the first block, what the attention of that block is given, and the block's arguments."""
-    kind = adapter_for(model, plugins.models().values()).blocks[0]
+    kind = adapter_for(model, catalogue.models().values()).blocks[0]
     block = getattr(model, kind.path)[0]
     names = list(inspect.signature(type(block).forward).parameters)[1:]
     seen: list[Any] = []
@@ -149,7 +149,7 @@ def test_all_blocks_are_listed_in_the_order_in_which_they_run(name: str) -> None
 @pytest.mark.parametrize("name", RANDOM)
 def test_branches_reach_the_model_as_the_adapter_says(name: str) -> None:
     tiny = built(name)
-    adapter = adapter_for(tiny.pipe.transformer, plugins.models().values())
+    adapter = adapter_for(tiny.pipe.transformer, catalogue.models().values())
     with recorded_calls(tiny.pipe.transformer) as calls:
         tiny.run(1)
     rows = [arguments["hidden_states"].shape[0] for arguments, _ in calls]
@@ -160,7 +160,7 @@ def test_branches_reach_the_model_as_the_adapter_says(name: str) -> None:
 def test_the_latent_is_what_the_noise_scheduler_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """x_t as the adapter finds it in a call is the sample that the noise scheduler is given; v_t has its shape."""
     tiny = built(name)
-    adapter = adapter_for(tiny.pipe.transformer, plugins.models().values())
+    adapter = adapter_for(tiny.pipe.transformer, catalogue.models().values())
     samples: list[torch.Tensor] = []
     step = tiny.pipe.scheduler.step
 
@@ -181,7 +181,7 @@ def test_condition_channels_are_not_part_of_the_latent() -> None:
     """Wan I2V: 36 channels in, 16 out; the anchor is the first 16."""
     model = type("Model", (), {"config": type("Config", (), {"out_channels": 16})()})()
     latent = torch.randn(1, 36, 2, 4, 4)
-    found = plugins.models()["WanTransformer3DModel"].latent(model, {"hidden_states": latent})
+    found = catalogue.models()["WanTransformer3DModel"].latent(model, {"hidden_states": latent})
     assert torch.equal(found, latent[:, :16])
 
 
@@ -190,13 +190,13 @@ def test_the_adapter_of_a_base_class_serves_and_strangers_are_generic() -> None:
         pass
 
     ours = Ours.__new__(Ours)
-    assert adapter_for(ours, plugins.models().values()).model == "FluxTransformer2DModel"
+    assert adapter_for(ours, catalogue.models().values()).model == "FluxTransformer2DModel"
 
     class Stranger:
         def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
             return hidden_states
 
-    assert adapter_for(Stranger(), plugins.models().values()) == ModelAdapter(model="Stranger", generic=True)
+    assert adapter_for(Stranger(), catalogue.models().values()) == ModelAdapter(model="Stranger", generic=True)
 
 
 def test_a_call_without_its_latent_is_a_clear_error() -> None:

@@ -9,11 +9,10 @@ import torch
 from attrs import frozen
 
 import mixcache
-from mixcache import Granularity, Point, Policy, Reading, Vote, plugins
-from mixcache.adapter import adapter_for
-from tests.architectures import TRANSFORMERS, build
+from mixcache import Granularity, Point, Policy, Reading, Vote, catalogue
+from mixcache.host.adapter import adapter_for
 from tests.helpers import listed_blocks
-from tests.more_pipelines import MORE
+from tests.zoo.architectures import MORE, TRANSFORMERS, build
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:In CPU autocast"),  # diffusers asks for float32 there
@@ -66,7 +65,7 @@ def test_a_whole_call_is_rebuilt(name: str) -> None:
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_every_block_a_point_changes_no_bit(name: str) -> None:
     model, arguments = build(name)
-    assert not adapter_for(model, plugins.models().values()).generic
+    assert not adapter_for(model, catalogue.models().values()).generic
     with torch.no_grad():
         bare = model(**arguments)[0]
     session, results, ran = twice(model, arguments, "static:every=1,at=block,blocks=1")

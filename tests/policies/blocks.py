@@ -11,8 +11,8 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from mixcache import plugins
-from mixcache.adapter import adapter_for
+from mixcache import catalogue
+from mixcache.host.adapter import adapter_for
 
 
 @define
@@ -52,7 +52,7 @@ def recorded_blocks(model: Any) -> Iterator[list[list[Seen]]]:
         handles.append(block.register_forward_hook(after))
         handles.append(attention.to_q.register_forward_pre_hook(lambda *_: setattr(calls[-1][-1], "ran", True)))
 
-    for kind in adapter_for(model, plugins.models().values()).blocks:
+    for kind in adapter_for(model, catalogue.models().values()).blocks:
         for block in getattr(model, kind.path):
             watch(block, kind.returns)
     try:

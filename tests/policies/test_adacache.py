@@ -15,7 +15,7 @@ from mixcache import ConfigurationError
 from mixcache.testing import simulate
 from mixcache_policies import AdaCache
 from tests.helpers import Scripted, follow, reused_steps
-from tests.pipelines import Tiny
+from tests.zoo.pipelines import Tiny
 
 
 def schedule(distance: float, codebook: str, steps: int = 20) -> list[int]:

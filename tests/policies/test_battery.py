@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 import mixcache
-from mixcache import Point, Policy, Reading, Vote, plugins
+from mixcache import Granularity, Point, Policy, Reading, Vote, catalogue
 from mixcache.testing import check_policy
 from mixcache_policies import (
     AdaCache,
@@ -80,7 +80,7 @@ def test_a_mask_keeps_the_laws_at_its_own_length() -> None:
 
 
 def test_every_installed_policy_is_checked_here() -> None:
-    shipped = {kind for kind in plugins.policies().values() if kind.__module__.startswith("mixcache_policies")}
+    shipped = {kind for kind in catalogue.policies().values() if kind.__module__.startswith("mixcache_policies")}
     assert shipped == {Schedule, *map(type, CONFIGURATIONS)}
 
 
@@ -130,7 +130,7 @@ class Unguarded(Policy):
 
     signals = ("anchor_change",)
 
-    def guard(self, point: Point, reading: Reading, run_length: int) -> Vote | None:
+    def guard_vote(self, point: Point, reading: Reading) -> Vote | None:
         return None
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:

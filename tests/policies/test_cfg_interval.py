@@ -8,7 +8,7 @@ import torch
 import mixcache
 from tests.conftest import built
 from tests.helpers import recorded_calls, reused_steps
-from tests.pipelines import Tiny
+from tests.zoo.pipelines import Tiny
 
 POLICY, COMPUTED = "cfg:every=3,first_steps=1,last_steps=1", (0, 3, 6, 7)
 

@@ -9,7 +9,7 @@ import mixcache
 from mixcache_policies import DeltaDiT
 from tests.conftest import built
 from tests.policies.blocks import ran, recorded_blocks
-from tests.tiny import Tiny
+from tests.zoo.tiny import Tiny
 
 
 @pytest.mark.parametrize(

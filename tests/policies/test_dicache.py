@@ -8,13 +8,12 @@ import pytest
 import torch
 
 import mixcache
-from mixcache import Granularity
-from mixcache.plan import make_plan
+from mixcache import Granularity, Recipe
 from mixcache.testing import simulate
 from mixcache_policies import DiCache
 from tests.conftest import built
 from tests.policies.blocks import Seen, ran, recorded_blocks, relative
-from tests.tiny import Tiny
+from tests.zoo.tiny import Tiny
 
 
 def unroll(probes: list[torch.Tensor], policy: DiCache, *, pooled: bool = False) -> tuple[list[bool], float]:
@@ -92,10 +91,10 @@ def test_reuses_along_the_probe(name: str, blocks: int, threshold: float) -> Non
 
 
 def test_asks_for_the_aligned_increment_where_there_is_a_probe() -> None:
-    plan = make_plan("dicache")
-    assert plan.forecasters[Granularity.BLOCK].name == "aligned"
-    assert plan.bases[Granularity.BLOCK].name == "residual"
-    assert make_plan("dicache:at=step").forecasters[Granularity.STEP].name == "hold"
+    site = Recipe.of("dicache").plan().site(Granularity.BLOCK, (1, 3), 3)
+    assert site.forecaster(None).name == "aligned"
+    assert site.basis.name == "residual"
+    assert Recipe.of("dicache:at=step").plan().site(Granularity.STEP).forecaster(None).name == "hold"
 
 
 @pytest.mark.parametrize(("share", "steps", "computed"), [(0.2, 50, 10), (0.2, 7, 1), (0.0, 5, 1), (1.0, 5, 5)])

@@ -13,7 +13,7 @@ from torch import Tensor
 import mixcache
 from mixcache_policies import EasyCache
 from tests.helpers import Scripted, follow, recorded_calls, reused_steps
-from tests.pipelines import Tiny
+from tests.zoo.pipelines import Tiny
 
 
 def mabs(tensor: Tensor) -> float:

@@ -8,7 +8,7 @@ import mixcache
 from mixcache.testing import simulate
 from mixcache_policies import FasterCache
 from tests.helpers import reused_steps
-from tests.pipelines import Tiny
+from tests.zoo.pipelines import Tiny
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from diffusers import FirstBlockCacheConfig
 
 import mixcache
 from tests.conftest import built
-from tests.pipelines import Tiny
-from tests.video_pipelines import mochi_transformer
+from tests.zoo.architectures import mochi_transformer
+from tests.zoo.pipelines import Tiny
 
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
 LAST = {

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import mixcache
 from mixcache.testing import simulate
 from mixcache_policies import DBCache, ErrorBudget, FirstBlock, Static, Window
-from tests.flows import Affine, Trial, euler
+from tests.zoo.flows import Affine, Trial, euler
 from tests.helpers import reused_steps
-from tests.pipelines import Tiny
+from tests.zoo.pipelines import Tiny
 
 EAGER = Static(every=1000, first_steps=0, last_steps=0)
 
@@ -51,7 +51,7 @@ def test_a_budget_charges_steps_by_their_size(at: str) -> None:
     )
     reused = []
     for total in (0.0, 0.02, 0.1, 0.5, 50.0):
-        guard = ErrorBudget(total=total, at=at, lipschitz=0.7)
+        guard = ErrorBudget(total=total, lipschitz=0.7)
         with mixcache.enable(trial.model, [f"static:every=100,at={at}", guard], adapter=trial.adapter) as session:
             trial.run(session)
         spent = accumulated = 0.0
@@ -71,7 +71,8 @@ def test_a_budget_charges_steps_by_their_size(at: str) -> None:
 
 
 def test_a_budget_knows_the_size_of_a_pipelines_steps(tiny_wan_random: Tiny) -> None:
-    with mixcache.enable(tiny_wan_random.pipe, "easycache:threshold=9,first_steps=2", budget=0.3) as session:
+    policies = "easycache:threshold=9,first_steps=2 + budget:total=0.3"
+    with mixcache.enable(tiny_wan_random.pipe, policies) as session:
         tiny_wan_random.run(16)
     sigmas = tiny_wan_random.pipe.scheduler.sigmas.tolist()
     spent = accumulated = 0.0
@@ -90,7 +91,8 @@ def test_a_budget_knows_the_size_of_a_pipelines_steps(tiny_wan_random: Tiny) -> 
 def test_a_tighter_budget_reuses_less_and_none_at_all_is_exact(tiny_wan_random: Tiny, policies: Any) -> None:
     bare, counts = tiny_wan_random.run(12), []
     for budget in (0.0, 0.01, 0.1, 1e9):
-        with mixcache.enable(tiny_wan_random.pipe, policies, budget=budget) as session:
+        guarded = [*([policies] if isinstance(policies, str) else policies), ErrorBudget(total=budget)]
+        with mixcache.enable(tiny_wan_random.pipe, guarded) as session:
             latents = tiny_wan_random.run(12)
         counts.append(sum(r.outcome.reused for r in session.records))
         assert torch.equal(latents, bare) is (counts[-1] == 0)
@@ -100,8 +102,10 @@ def test_a_tighter_budget_reuses_less_and_none_at_all_is_exact(tiny_wan_random: 
 
 @pytest.mark.parametrize("budget", [-1, float("nan"), float("inf"), "much", True])
 def test_a_bad_budget_is_refused(tiny_wan_random: Tiny, budget: Any) -> None:
-    with pytest.raises(mixcache.ConfigurationError, match=f"`budget` must be None or .*got {budget!r}"):
-        mixcache.enable(tiny_wan_random.pipe, "static", budget=budget)
+    with pytest.raises(mixcache.ConfigurationError, match=rf"`ErrorBudget\(total=...\)` must be >= 0, got {budget!r}"):
+        ErrorBudget(total=budget)
+    with pytest.raises(mixcache.ConfigurationError, match="total"):
+        mixcache.enable(tiny_wan_random.pipe, f"static + budget:total={budget}")
     mixcache.enable(tiny_wan_random.pipe, "static").disable()  # nothing was left attached
 
 
@@ -114,10 +118,37 @@ def test_a_window_binds_policies_that_have_none() -> None:
     assert reasons[11] == "window: last 2 steps"
 
 
-def test_guards_alone_compute() -> None:
-    for guard in (Window(), ErrorBudget(total=100)):
-        readings = [{"predicted_change": 0.1}] * 5
-        assert not any(r.outcome.reused for r in simulate([guard], readings))
+GUARDS = [[Window()], [ErrorBudget(total=100)], [ErrorBudget(total=100, among="step"), Window()]]
+
+
+@pytest.mark.parametrize("guards", GUARDS, ids=repr)
+def test_guards_alone_compute_and_are_refused(tiny_wan_random: Tiny, guards: list[mixcache.Policy]) -> None:
+    readings = [{"predicted_change": 0.1}] * 5
+    assert not any(r.outcome.reused for r in simulate(guards, readings))
+    for refused in (mixcache.Recipe.of(guards).plan, lambda: mixcache.enable(tiny_wan_random.pipe, guards)):
+        with pytest.raises(mixcache.ConfigurationError, match="nothing could ever be reused: .* only guard"):
+            refused()
+
+
+def test_a_guard_stands_wherever_another_policy_decides_and_makes_no_place_visited() -> None:
+    everywhere = [Static(at=at, every=9) for at in ("step", "cfg", "block")]
+    for policies in ([everywhere[2]], everywhere[:2], everywhere):
+        records = simulate([*policies, Window(first_steps=1), ErrorBudget()], [{}] * 3)
+        assert {r.point.granularity for r in records} == {policy.at for policy in policies}
+        assert all({"window", "budget"} <= {vote.policy for vote in r.votes} for r in records)
+
+
+def test_a_budget_guards_among_those_it_is_told() -> None:
+    policies = [Static(at="step"), Static(at="block"), ErrorBudget(among="block")]
+    asked = {r.point.granularity: {v.policy for v in r.votes} for r in simulate(policies, [{}] * 3)}
+    assert "budget" in asked[mixcache.Granularity.BLOCK]
+    assert "budget" not in asked[mixcache.Granularity.STEP]
+
+
+@pytest.mark.parametrize("spec", ["window:at=block", "budget:at=step"])
+def test_a_guard_has_no_level_of_its_own(spec: str) -> None:
+    with pytest.raises(mixcache.ConfigurationError, match="'at'"):
+        mixcache.parse(f"static + {spec}")
 
 
 def test_dbcache_with_one_block_is_first_block(tiny_wan_random: Tiny) -> None:

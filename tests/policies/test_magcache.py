@@ -11,7 +11,7 @@ import torch
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
 
 import mixcache
-from mixcache import Calibration, Calibrations, ConfigurationError, plugins, save_calibration
+from mixcache import Calibration, Calibrations, ConfigurationError, catalogue, save_calibration
 from mixcache.testing import simulate
 from mixcache_models.magcache_tables import MAGCACHE, OTHER
 from mixcache_policies import MagCache, Schedule
@@ -23,7 +23,7 @@ WAN = "WanTransformer3DModel"
 
 def table(model: str, **config: Any) -> Calibration:
     """What the adapter of a class says about a checkpoint with this configuration."""
-    return plugins.models()[model].tables(SimpleNamespace(config=config))["magcache"]
+    return catalogue.models()[model].tables(SimpleNamespace(config=config))["magcache"]
 
 
 WAN_1_3B = table(WAN, num_layers=30, num_attention_heads=12, in_channels=16)
@@ -34,7 +34,7 @@ QWEN = table("QwenImageTransformer2DModel", num_layers=60, num_attention_heads=2
 FLUX = table("FluxTransformer2DModel", num_layers=19, num_single_layers=38, guidance_embeds=True)
 
 
-def computed(records: list[mixcache.session.Record], branch: str = "cond") -> list[int]:
+def computed(records: list[mixcache.Record], branch: str = "cond") -> list[int]:
     return [r.point.step for r in records if r.point.branch == branch and not r.outcome.reused]
 
 
@@ -204,4 +204,4 @@ def test_checkpoints_with_tables_are_told_apart() -> None:
     assert "480P" in source(num_layers=40, num_attention_heads=40, in_channels=36, image_dim=1280)
     assert "2.2 image" in source(num_layers=40, num_attention_heads=40, in_channels=36, image_dim=None)
     assert "5B" in source(num_layers=30, num_attention_heads=24, in_channels=48)
-    assert "magcache" not in plugins.models()[WAN].tables(built("wan").pipe.transformer)
+    assert "magcache" not in catalogue.models()[WAN].tables(built("wan").pipe.transformer)

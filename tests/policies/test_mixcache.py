@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mixcache
-from mixcache import ConfigurationError, Granularity
-from mixcache.calibration import load_calibration
+from mixcache import ConfigurationError, Granularity, Record, load_calibration
+
 from mixcache.testing import simulate
-from mixcache.trace import Record
+
 from mixcache_models import tiny_wan
 from mixcache_policies import MixCache
 from tests.conftest import built
@@ -27,7 +27,9 @@ VALUES = st.floats(0.001, 0.5)
 
 
 def reused(policy: MixCache, readings: Readings) -> list[bool]:
-    return [record.outcome.reused for record in simulate([policy], readings)]
+    """For every step, whether anything of it was reused."""
+    steps = groupby(simulate([policy], readings), key=lambda record: record.point.step)
+    return [any(record.outcome.reused for record in records) for _, records in steps]
 
 
 def readings_of(errors: list[float], changes: list[float] | None = None) -> Readings:

@@ -15,7 +15,7 @@ from mixcache import Policy
 from mixcache.testing import simulate
 from mixcache_policies import CFGInterval, Schedule, Static
 from tests.helpers import Scripted, follow, reused_steps
-from tests.tiny import Tiny
+from tests.zoo.tiny import Tiny
 
 
 def reused(policy: Policy, steps: int) -> list[int]:
@@ -44,13 +44,22 @@ def test_the_schedule_of_an_interval(policy: Policy, steps: int, wanted: list[in
     assert reused(policy, steps) == wanted
 
 
-@given(st.integers(1, 40), st.integers(1, 50))
-def test_spans_of_so_many_blocks_cover_every_block_once(size: int, blocks: int) -> None:
+@given(st.integers(1, 50).flatmap(lambda blocks: st.tuples(st.integers(1, blocks), st.just(blocks))))
+def test_spans_of_so_many_blocks_cover_every_block_once(drawn: tuple[int, int]) -> None:
+    size, blocks = drawn
     spans = Static(blocks=size).spans(blocks)
     assert [block for first, last in spans for block in range(first, last)] == list(range(blocks))
     assert {last - first for first, last in spans[:-1]} <= {size}
     assert 0 < spans[-1][1] - spans[-1][0] <= size
     assert Static().spans(blocks) == ((0, blocks),)
+
+
+@given(st.integers(1, 50), st.integers(1, 50))
+def test_more_blocks_than_there_are_are_refused(blocks: int, more: int) -> None:
+    with pytest.raises(
+        mixcache.ConfigurationError, match=rf"blocks={blocks + more}\)` .*: the model has {blocks} block"
+    ):
+        Static(blocks=blocks + more).spans(blocks)
 
 
 def test_every_block_is_decided_about_on_its_own(tiny_wan_random: Tiny) -> None:

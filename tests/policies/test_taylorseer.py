@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcache
-from mixcache import Granularity
-from mixcache.plan import make_plan
+from mixcache import Granularity, Recipe
 from mixcache.testing import simulate
 from mixcache_policies import TaylorSeer
 from tests.conftest import built
@@ -105,6 +104,7 @@ def test_forecasts_what_all_blocks_add(name: str) -> None:
 
 @pytest.mark.parametrize(("order", "at"), [(1, "block"), (2, "block"), (2, "step")])
 def test_asks_for_its_forecaster(order: int, at: str) -> None:
-    plan = make_plan(f"taylorseer:order={order},at={at}")
-    assert plan.forecasters[Granularity(at)].order == order  # type: ignore[attr-defined]
-    assert plan.bases[Granularity(at)].name == "residual"
+    span, blocks = ((0, 3), 3) if at == "block" else (None, 0)
+    site = Recipe.of(f"taylorseer:order={order},at={at}").plan().site(Granularity(at), span, blocks)
+    assert site.forecaster(None).order == order  # type: ignore[attr-defined]
+    assert site.basis.name == "residual"

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mixcache
-from mixcache import Calibration, Calibrations, plugins
+from mixcache import Calibration, Calibrations, catalogue
 from mixcache.testing import simulate
 from mixcache_policies import TeaCache
 from tests.conftest import built
 from tests.policies.blocks import Seen, recorded_blocks, relative
-from tests.tiny import Tiny
+from tests.zoo.tiny import Tiny
 
 PLAIN = (0.0, 0.0, 0.0, 1.0, 0.0)
 BENT = (40.0, -20.0, 6.0, 0.9, -0.004)
@@ -135,7 +135,7 @@ def test_the_worst_sample_decides_unless_pooled(samples: str) -> None:
             BENT,
             *(
                 c.values["coefficients"]
-                for c in plugins.models()["WanTransformer3DModel"].calibrations
+                for c in catalogue.models()["WanTransformer3DModel"].calibrations
                 if c.policy == "teacache"
             ),
         ]
@@ -167,7 +167,7 @@ class Model:
 
 
 def published(name: str, **config: Any) -> Calibration | None:
-    return plugins.models()[name].tables(Model(**config)).get("teacache")
+    return catalogue.models()[name].tables(Model(**config)).get("teacache")
 
 
 WAN, FLUX = "WanTransformer3DModel", "FluxTransformer2DModel"
@@ -194,7 +194,10 @@ def test_published_coefficients_go_by_the_configuration(name: str, config: dict[
     assert record.values["coefficients"][0] == first
     policy = TeaCache().calibrated(Calibrations({"teacache": record}))
     assert isinstance(policy, TeaCache)
-    assert policy.estimate(0.1) == pytest.approx(np.polyval(record.values["coefficients"], 0.1))
+    estimate = policy.signals[0]
+    told = estimate.derive({"probe_change": 0.1})
+    assert told == pytest.approx(np.polyval(record.values["coefficients"], 0.1))
+    assert estimate.derive({"probe_change": None}) is None
 
 
 def test_other_checkpoints_of_a_class_get_none() -> None:

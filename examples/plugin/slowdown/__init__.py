@@ -8,16 +8,16 @@ from mixcache import Forecaster, Policy, Signal, Vote, gt
 
 def curvature(tensors):
     """How far the latent strays from going on in a straight line since the previous step: relative L1, [samples]."""
-    if tensors.previous_anchor is None or tensors.computed_anchor is None:
+    if tensors.previous("anchor") is None or tensors.computed("anchor") is None:
         return None
-    straight = 2 * tensors.previous_anchor - tensors.computed_anchor
+    straight = 2 * tensors.previous("anchor") - tensors.computed("anchor")
     return tensors.norm(tensors.anchor - straight) / tensors.norm(tensors.anchor)
 
 
 CURVATURE = Signal(
     name="curvature",
     measure=curvature,
-    reads=frozenset({"previous_anchor", "computed_anchor"}),
+    reads=frozenset({"previous:anchor", "computed:anchor"}),
     summary="mean|a - (2 a_prev - a_last)| / mean|a|",
 )
 

@@ -1,23 +1,35 @@
 """A tiny text-to-video model: a complete Wan pipeline of some 12 MB that draws moving shapes.
 
-``diffusers.WanPipeline.from_pretrained(PIPELINE)`` loads it without a network; it answers prompts such as
-"a small red circle moving left on a dark background" with 17 frames of 64x64 pixels. Importing this package is
-cheap: it reads two short text files and imports neither torch nor diffusers.
+    from mixcache_models import tiny_wan
+
+    pipe = tiny_wan.load()
+    frames = pipe("a red circle moving left", **tiny_wan.CALL).frames[0]
+
+Nothing is downloaded. Importing this package is cheap: it reads two short text files and imports neither torch nor
+diffusers.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _HERE: Final = Path(__file__).resolve().parent
 
 PIPELINE: Final = _HERE / "pipeline"
 """The folder that ``WanPipeline.from_pretrained`` loads."""
 
+CALL: Final[dict[str, Any]] = {
+    "num_frames": 17,
+    "height": 64,
+    "width": 64,
+    "guidance_scale": 4.0,
+    "num_inference_steps": 50,
+}
+"""The arguments of a call that the model was trained for. Without them ``WanPipeline`` makes 81 frames of 480x832."""
 
 CALIBRATIONS: Final = tuple(sorted((_HERE / "calibrations").glob("*.json")))
-"""The tables that ``mixcache calibrate`` measured of it, one a policy."""
+"""The tables that ``mixcache calibrate`` measured on it, one per policy."""
 
 
 def _prompts(name: str) -> tuple[str, ...]:
@@ -32,4 +44,13 @@ HELD_OUT: Final = _prompts("held_out")
 TUNING: Final = _prompts("tuning")
 """Prompts of other combinations: for choosing thresholds, never for scores."""
 
-__all__ = ["CALIBRATIONS", "HELD_OUT", "PIPELINE", "TUNING"]
+
+def load() -> Any:
+    """The ``diffusers.WanPipeline``, in float32 on the CPU; ``pipe.to("cuda")`` moves it. Takes about a second."""
+    import torch
+    from diffusers import WanPipeline
+
+    return WanPipeline.from_pretrained(str(PIPELINE), dtype=torch.float32, local_files_only=True)
+
+
+__all__ = ["CALIBRATIONS", "CALL", "HELD_OUT", "PIPELINE", "TUNING", "load"]

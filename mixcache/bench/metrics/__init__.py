@@ -1,0 +1,1 @@
+"""Metrics: two clips (or latents) -> a number."""

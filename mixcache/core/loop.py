@@ -1,0 +1,299 @@
+"""The one loop that every place of every granularity goes through.
+
+    ticket = loop.open(point, entering, beside)      # measure -> votes -> verdict; on a reuse: rebuild
+    if ticket.output is None:
+        output = loop.close(ticket, <what the caller computes>)
+
+Tickets nest (a span inside a step) and interleave (two requests): nothing is "the current visit". One `Loop` serves one
+run and is thrown away with it, so no run sees another's history.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from attrs import evolve
+from torch import Tensor
+
+from mixcache.core.forecast.base import Entry
+from mixcache.core.panel import Panel
+from mixcache.core.plan import Plan
+from mixcache.core.points import Outcome, Point, Reading, RunInfo, Verdict, Vote
+from mixcache.core.readout import derive, late, learned, measure, read
+from mixcache.core.rules import decide
+from mixcache.core.signals import Tensors
+from mixcache.core.store import NOT_YET, Slot, Store, Ticket
+from mixcache.core.streams import NOTHING_BESIDE, Beside, Input, Streams, Value, check_form, form_of, on_host
+from mixcache.core.trace import Record
+from mixcache.errors import PluginError, called
+
+T = TypeVar("T")
+UNDECIDED: tuple[Reading, tuple[Vote, ...], Verdict] = ({}, (), NOT_YET)
+NOTHING_OWN: Any = NOTHING_BESIDE
+NO_OUTPUT: tuple[Value | None, str | None] = (None, None)
+
+
+class Loop:
+    """The loop, and the memory of one run. `keep` gets the record of every visit that has ended.
+
+    reuses: how many visits were reused. why: how often each reason was given.
+    """
+
+    def __init__(self, plan: Plan, run: RunInfo, keep: Callable[[Record], None]) -> None:
+        self.plan = plan
+        self.run = run
+        self.store = Store(plan.max_cache_bytes)
+        self.panel = Panel(plan.policies, plan.hooks)
+        self._keep = keep
+        self._unread: list[tuple[Point, Slot, Mapping[str, Tensor]]] = []
+        self.reuses = 0
+        self.why: Counter[str] = Counter()
+        self.panel.started(run)
+
+    def open(self, point: Point, entering: Input, beside: Beside = NOTHING_BESIDE) -> Ticket:
+        """Decide about one point. The ticket has an output if it was reused; otherwise compute and `close` it.
+
+        entering: what enters the place. beside: the side inputs that its site asks for.
+        """
+        slot = self.store.get(point.address)
+        if slot is None:
+            site = self.plan.site(point.granularity, point.span, point.blocks)
+            slot = self.store.add(point.address, Slot(site))
+        changed, slot.trouble = slot.admit(entering.form), None
+        if (counts := slot.counts(point.step)) != (point.age, point.gap, point.run_length):
+            point = point.counted(*counts)
+        ticket = Ticket(point, slot, slot.site, entering, beside, changed=changed)
+        ticket.reading, ticket.votes, ticket.verdict = self._surviving(ticket, UNDECIDED, self._decide, ticket)
+        if ticket.verdict.reuse:
+            named = ticket.verdict.forecast, ticket.verdict.anchor
+            ticket.output, ticket.obstacle = self._surviving(ticket, NO_OUTPUT, self._rebuild, ticket, *named)
+        if ticket.output is None:
+            ticket.started = time.perf_counter()
+        else:
+            self._end(ticket, ticket.output, None)
+        return ticket
+
+    def close(self, ticket: Ticket, output: Value) -> Value:
+        """Take what the caller computed: store it, and end the visit. Returns it with what is known of its history."""
+        seconds = time.perf_counter() - ticket.started if on_host(output.streams[0]) else None
+        exact = output.exact and ticket.entering.exact
+        value = output if exact == output.exact else Value(output.streams, exact, output.dense)
+        self._surviving(ticket, None, self._remember, ticket, value)
+        self._end(ticket, value, seconds)
+        return value
+
+    def audit(self, ticket: Ticket, truth: Streams) -> float:
+        """Beside a reuse its place was computed: the relative L1 error of what was rebuilt, worst over the samples.
+
+        The visit's record is kept again, with that error.
+        """
+        assert ticket.output is not None
+        assert ticket.record is not None
+        scale = Tensors(anchor=truth[0], samples=self.plan.samples)
+        error = float((scale.norm(truth[0] - ticket.output.streams[0]) / scale.norm(truth[0])).amax())
+        self._keep(evolve(ticket.record, outcome=evolve(ticket.record.outcome, true_error=error)))
+        return error
+
+    def end(self) -> None:
+        """The run is over: drop every tensor, and tell the plugins."""
+        self._unread.clear()
+        self.store.clear()
+        self.panel.ended(self.run)
+
+    def _surviving(self, ticket: Ticket, otherwise: T, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`; with on_error="compute" a plugin that fails is noted, and `otherwise` stands instead."""
+        try:
+            return function(*args)
+        except PluginError as error:
+            if self.plan.on_error == "raise":
+                raise
+            ticket.failures.append(f"failed: {error}")
+            return otherwise
+
+    def _decide(self, ticket: Ticket) -> tuple[Reading, tuple[Vote, ...], Verdict]:
+        """What is measured, what is voted, and the verdict."""
+        reading = self._measure(ticket)
+        for one in ticket.learned:
+            self.panel.learn(one.point, one.reading)
+        votes = self.panel.vote(ticket.point, reading)
+        return reading, votes, called(("rule", self.plan.rule), decide, votes, self.plan.rule)
+
+    def _measure(self, ticket: Ticket) -> Reading:
+        """All signals asked for at this visit, in one transfer to the host; `None` where there is no history yet."""
+        gauge, slot = ticket.site.gauge, ticket.slot
+        measures = gauge.measures(ticket.point)
+        if not measures and not self._unread:
+            return {}
+        reading: dict[str, float | None] = dict.fromkeys(gauge.names) if measures else {}
+        values = self._values(ticket) if measures and not slot.no_room else {}
+        wanted = [signal for signal in (*gauge.before, *gauge.after) if signal.name in values]
+        numbers = [called(("signal", s.name), s.reduce, values[s.name]) for s in wanted]
+        signs = [signal.sign for signal in wanted]
+        checked = slot.total is not None and bool(wanted)
+        if slot.total is not None and wanted:
+            numbers.append(slot.total)
+            signs.append(1.0)
+        later, self._unread = late(self._unread), []
+        device = numbers[0].device if numbers else later[0].value.device if later else None
+        numbers += [one.signal.reduce(one.value).to(device) for one in later]
+        signs += [one.signal.sign for one in later]
+        if not numbers:
+            return reading
+        found = read(numbers, signs, self.plan.group)
+        ticket.learned = learned(later, found[len(found) - len(later) :])
+        slot.trouble = slot.broken(found[len(wanted)]) if checked else None
+        if measures and slot.trouble is None:
+            reading.update(zip((signal.name for signal in wanted), found))
+            derive(gauge.derived, gauge.sums, reading, slot.sums)
+        return reading
+
+    def _values(self, ticket: Ticket) -> dict[str, Tensor]:
+        """The signals that are known before the vote, per sample and on the device."""
+        gauge, slot = ticket.site.gauge, ticket.slot
+        values = dict(slot.after)
+        known = self._tensors(ticket, values)
+        measure(gauge.before, known, values, slot.own)
+        slot.note("previous", known)
+        return values
+
+    def _tensors(
+        self, ticket: Ticket, values: Mapping[str, Tensor], output: Tensor | None = None, rebuilt: Tensor | None = None
+    ) -> Tensors:
+        """What signals look at; `values` is filled as they are measured."""
+        return Tensors(
+            anchor=ticket.entering.get()[0],
+            output=output,
+            rebuilt=rebuilt,
+            level=ticket.point.level,
+            beside=ticket.beside,
+            memory=ticket.slot.memory,
+            values=values,
+            own=NOTHING_OWN,
+            samples=self.plan.samples,
+        )
+
+    def _anchor(self, ticket: Ticket, spec: str | None) -> Streams:
+        """An anchor of this visit, made once; its cost is noted."""
+        if spec is None and ticket.site.plain:
+            return ticket.entering.get()
+        kind, made = ticket.site.anchors[spec], ticket.anchors.get(spec)
+        if made is None:
+            state = ticket.slot.states.get(spec)
+            if state is None and kind.stateful:
+                state = ticket.slot.states[spec] = kind.State()
+            entering, form = ticket.entering.get(), ticket.slot.made
+            made = called(("anchor", kind), kind.make, entering, ticket.point, state, ticket.beside)
+            check_form(("anchor", kind), made, None)
+            if form is not None and made is not entering:  # what enters may have streams that do not leave
+                check_form(("anchor", kind), made[: len(form)], form)
+            ticket.anchors[spec] = made
+            ticket.spent += kind.cost
+        return made
+
+    def _rebuild(self, ticket: Ticket, forecast: str | None, anchor: str | None) -> tuple[Value | None, str | None]:
+        """The output from the cache, or `None` and why there is none."""
+        slot, site, point = ticket.slot, ticket.site, ticket.point
+        forecaster, anchor = site.forecaster(forecast), site.key(anchor)
+        stateful = site.anchors[anchor].stateful
+        history = tuple(slot.histories.get(anchor, ())) if forecaster.depth else ()
+        if not history and (forecaster.depth or (stateful and slot.no_room)):
+            return None, "no room in the cache" if slot.no_room else "no history"
+        around = self._anchor(ticket, anchor)
+        if self.plan.offload is not None:
+            history = tuple(entry.to(around[0].device) for entry in history)
+        beside = {**ticket.beside, "anchor": around} if forecaster.reads or not history else ticket.beside
+        z = called(("forecaster", forecaster), forecaster.forecast, history, point, beside)
+        check_form(("forecaster", forecaster), z, form_of(history[-1].z) if history else None)
+        output = called(("basis", site.basis), site.basis.decode, z, around, point)
+        if output is None:
+            return None, "singular basis"
+        check_form(("basis", site.basis), output, slot.made)
+        exact = not history and not stateful and ticket.entering.exact
+        return Value(output, exact, False), None
+
+    def _remember(self, ticket: Ticket, output: Value) -> None:
+        """Measure what a compute tells, and store it for later reuse."""
+        slot, site, point = ticket.slot, ticket.site, ticket.point
+        gauge = site.gauge
+        storing = not (slot.no_room or (gauge.exact_only and not output.exact))
+        if gauge.measures(point) and not slot.no_room:
+            self._measure_after(ticket, output, storing)
+        if not storing:
+            return
+        slot.made, slot.total = form_of(output.streams), None
+        if site.depth:
+            for spec in dict.fromkeys(site.keys.values()):
+                self._store(ticket, output, spec)
+        slot.computed(point.step)
+        self.store.keep(slot)
+
+    def _store(self, ticket: Ticket, output: Value, spec: str | None) -> None:
+        """One entry of the history that is told around this anchor."""
+        slot, site, point = ticket.slot, ticket.site, ticket.point
+        around = self._anchor(ticket, spec)
+        z = called(("basis", site.basis), site.basis.encode, output.streams, around, point)
+        if z is None or not slot.sound(z, at_once=self.plan.group is None):
+            return
+        beside: Beside = NOTHING_BESIDE
+        if site.keeps:
+            own = {"anchor": tuple([s.detach().clone() for s in around])} if "anchor" in site.keeps else {}
+            beside = {name: ticket.beside[name] for name in site.keeps if name in ticket.beside} | own
+        entry = Entry(z=z, point=point, exact=output.exact, beside=beside)
+        history = slot.histories.setdefault(spec, deque(maxlen=site.depth))
+        history.append(entry if self.plan.offload is None else entry.to(self.plan.offload))
+
+    def _measure_after(self, ticket: Ticket, output: Value, storing: bool) -> None:
+        """Measure what is known only after computing; it stays on the device and is read at the next measured visit."""
+        gauge, slot = ticket.site.gauge, ticket.slot
+        signals = tuple([s for s in gauge.after if (storing if s.when == "after" else not output.exact)])
+        if not signals and not storing:
+            return
+        rebuilt = None
+        if any("rebuilt" in signal.reads for signal in signals):
+            rebuilt = self._rebuild(ticket, None, None)[0]
+        values: dict[str, Tensor] = {}
+        known = self._tensors(ticket, values, output.streams[0], None if rebuilt is None else rebuilt.streams[0])
+        measure(signals, known, values, slot.own)
+        slot.after = values if storing else {**slot.after, **values}
+        if gauge.learns and values:
+            self._unread.append((ticket.point, slot, values))
+        if storing:
+            slot.note("computed", known)
+
+    def _end(self, ticket: Ticket, value: Value, seconds: float | None) -> None:
+        """Tell the plugins what came of the visit, count it, and keep its record."""
+        slot, point, verdict, reused = ticket.slot, ticket.point, ticket.verdict, ticket.output is not None
+        told = (ticket.changed or slot.trouble, ticket.obstacle and f"{ticket.obstacle} to reuse", *ticket.failures)
+        outcome = Outcome(
+            reused=reused,
+            reason="; ".join([one for one in (*told, verdict.reason) if one]),
+            reading=ticket.reading,
+            predicted_error=verdict.error if reused else None,
+            saved=point.share * (reused - ticket.spent) - (0.0 if reused else ticket.entering.paid),
+        )
+        ticket.failures = []
+        named = verdict.forecast, verdict.anchor
+        self._surviving(ticket, None, self.panel.observe, point, outcome, named)
+        if ticket.failures:
+            outcome = evolve(outcome, reason="; ".join([outcome.reason, *ticket.failures]))
+        self.reuses += reused
+        self.why[outcome.reason] += 1
+        slot.visited(ticket.reading, reused=reused)
+        if reused and (slot.states or slot.own):
+            self.store.keep(slot)
+        ticket.record = Record(
+            run=self.run.index,
+            point=point,
+            reading=ticket.reading,
+            votes=ticket.votes,
+            verdict=verdict,
+            outcome=outcome,
+            exact=value.exact,
+            dense=value.dense,
+            seconds=seconds,
+            learned=ticket.learned,
+        )
+        self._keep(ticket.record)

@@ -1,0 +1,133 @@
+"""Diffusers pipelines as hosts: which models they drive, and what their noise scheduler tells about a denoising."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mixcache.core.points import Prediction
+from mixcache.errors import AttachError
+from mixcache.host.noise import is_set, read_schedule
+from mixcache.host.protocol import Schedule
+
+
+def models_of(target: Any) -> dict[str, Any]:
+    """The transformers to attach to, by component name: those of a pipeline, or `target` itself if it is one.
+
+    Raises `AttachError` for something that is neither, and for a pipeline without a transformer.
+    """
+    if isinstance(target, torch.nn.Module):
+        return {"transformer": target}
+    if not hasattr(target, "components"):
+        raise AttachError(f"`target` must be a diffusers pipeline or a transformer, got {type(target).__name__}.")
+    names = [name for name in target.components if name.startswith("transformer")]
+    found = {name: getattr(target, name) for name in names if isinstance(getattr(target, name), torch.nn.Module)}
+    if not found:
+        raise AttachError(
+            f"{type(target).__name__} has no transformer to attach to (components: {', '.join(target.components)})."
+        )
+    return found
+
+
+def is_pipeline(target: Any) -> bool:
+    """Whether `target` is a pipeline with a noise scheduler, rather than a bare model."""
+    return hasattr(target, "components") and hasattr(target, "scheduler")
+
+
+class PipelineHost:
+    """A pipeline whose noise scheduler tells where a denoising stands."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    def token(self) -> object | None:
+        """The noise scheduler's own timesteps: `set_timesteps` makes new ones for every run."""
+        noise_scheduler = self._pipeline.scheduler
+        return noise_scheduler.timesteps if is_set(noise_scheduler) else None
+
+    def schedule(self, prediction: Prediction | None) -> Schedule:
+        """The noise levels of the run in progress."""
+        return read_schedule(self._pipeline.scheduler, prediction)
+
+    def position(self) -> int | None:
+        """See `position`."""
+        return position(self._pipeline)
+
+    def solver(self) -> Any:
+        """The noise scheduler."""
+        return self._pipeline.scheduler
+
+    def guidance(self, component: str, model: Any) -> float | None:
+        """See `guidance_of`."""
+        return guidance_of(self._pipeline, component, model)
+
+    def guided(self) -> bool | None:
+        """What the pipeline says about guidance in one batch."""
+        told = getattr(self._pipeline, "do_classifier_free_guidance", None)
+        if told is not None:
+            return bool(told)
+        scale = getattr(self._pipeline, "guidance_scale", None)
+        return False if isinstance(scale, (int, float)) and scale <= 1 else None
+
+
+class BareHost:
+    """A bare model: nothing is known but what its calls and `session.run` tell."""
+
+    def token(self) -> object | None:
+        """Nothing tells one denoising from another."""
+        return None
+
+    def schedule(self, prediction: Prediction | None) -> Schedule:
+        """A bare model has no noise scheduler."""
+        raise AttachError("a bare model has no noise scheduler.")
+
+    def position(self) -> int | None:
+        """Unknown."""
+        return None
+
+    def solver(self) -> Any:
+        """There is none."""
+        return None
+
+    def guidance(self, component: str, model: Any) -> float | None:
+        """Unknown."""
+        return None
+
+    def guided(self) -> bool | None:
+        """Unknown."""
+        return None
+
+
+def guidance_of(pipeline: Any, component: str, model: Any) -> float | None:
+    """The scale with which a pipeline combines its branches, where that is all that it does with them."""
+    second = getattr(pipeline, "guidance_scale_2", None) if component.endswith("_2") else None
+    scale = getattr(pipeline, "guidance_scale", None) if second is None else second
+    other = getattr(pipeline, "guidance_rescale", 0.0) or getattr(
+        getattr(model, "config", None), "guidance_embeds", False
+    )
+    return float(scale) if isinstance(scale, (int, float)) and not other else None
+
+
+def position(pipeline: Any) -> int | None:
+    """Which evaluation the pipeline is at: index into its noise scheduler's timesteps, without touching the device.
+
+    The scheduler counts its own steps (`None` before the first); one that does not is placed by the pipeline's
+    current timestep, which is a view into the timesteps tensor. `None` if neither tells.
+    """
+    noise_scheduler = pipeline.scheduler
+    if hasattr(noise_scheduler, "step_index"):
+        index = noise_scheduler.step_index
+        return int(index) if index is not None else (getattr(noise_scheduler, "begin_index", None) or 0)
+    now = getattr(pipeline, "_current_timestep", None)
+    timesteps = noise_scheduler.timesteps
+    if (
+        isinstance(now, torch.Tensor)
+        and now.dim() == 0
+        and now.untyped_storage().data_ptr() == (timesteps.untyped_storage().data_ptr())
+    ):
+        return int((now.storage_offset() - timesteps.storage_offset()) // max(timesteps.stride(0), 1))
+    if isinstance(now, (int, float, torch.Tensor)):
+        matches = (timesteps == now).nonzero()
+        return int(matches[0]) if len(matches) else None
+    return None
