@@ -83,14 +83,16 @@ class Calls:
                 self.requests.end(run.key, only=run)
             raise
         (output,) = value.streams
-        if place.ordinal == 0:
+        if place.ordinal == 0 and self.plan.uses(Granularity.CFG):
             run.leading = (place.step, value)
+        if run.complete:  # nothing comes after it
+            run.leading = None
         if run.ledger is not None:
             self._note(run, place, call.component, model_call, latent, value)
         if model_call.output is output:
-            run.templates[call.component] = model_call.result
+            run.kinds[call.component] = type(model_call.result)
             return model_call.result
-        return repack(output, run.templates.get(call.component), model_call.arguments.get("return_dict"))
+        return repack(output, run.kinds.get(call.component), model_call.arguments.get("return_dict"))
 
     def block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One block of a model: part of the call in progress in this thread or task, if that is cached."""
@@ -186,15 +188,14 @@ class Calls:
         return run
 
     def _doubled(self, run: Run[Loop], place: Place, call: ModelCall, latent: Tensor) -> bool:
-        """Whether one call holds all guidance branches: the host says so, else its parts have the same latents."""
-        told = self._host.guided()
-        if told is not None:
-            return told
-        if self._host.solver() is None and place.address.branch != "cond_uncond":
-            return False
-        if run.doubled is None or run.doubled[0] != latent.shape[0]:  # read from the device once per run
-            run.doubled = latent.shape[0], call.repeats(latent)
-        return run.doubled[1]
+        """Whether one call holds all guidance branches: its parts hold the same latents, once for each branch."""
+        size, count = latent.shape[0], len(call.adapter.doubled_order)
+        if run.parts is None or run.parts[0] != size:  # read from the device once per run
+            run.parts = size, call.parts(latent)
+        found = run.parts[1]
+        if found % count and found > 1:
+            self.notes.add(f"guidance branches were not skipped: one call holds {found} of them, not {count}")
+        return found % count == 0
 
     def _spanned(self, loop: Loop, point: Point, call: ModelCall) -> Produce:
         """The call with its spans of blocks visited, unless it adds something between its blocks."""

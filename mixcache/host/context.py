@@ -17,6 +17,19 @@ from typing import Any
 
 from mixcache.errors import RunError
 
+AMBIGUOUS = (
+    "calls of two denoisings were mixed on a model whose calls do not tell them apart, so they were all computed; put "
+    "each into `with session.request(key):`"
+)
+
+
+STUCK = (
+    "a branch was called again before the noise scheduler went on: several denoisings use it at once, or it does not "
+    "tell the steps of this pipeline (each frame may have its own, as in diffusion forcing); such calls were computed. "
+    "Put each denoising into `with session.request(key):`, or `session.run(num_steps=...)` around a loop of your own"
+)
+"""What a report says where calls could not be told apart."""
+
 
 class Entered:
     """One `with` block that says whose the calls inside are: request `key` of `owner`, and `run` if there is one."""
@@ -112,6 +125,12 @@ class Claims:
                     )
                 return
             self._owners.append((token, weakref.ref(now)))
+
+    def owned_by_another(self, token: object) -> bool:
+        """Whether another thread or task uses `token`."""
+        now = carrier()
+        with self._lock:
+            return any(known is token and (owner is None or owner() is not now) for known, owner in self._owners)
 
     def release(self, token: object) -> None:
         """The run of `token` is over."""

@@ -46,13 +46,13 @@ class PipelineHost:
         noise_scheduler = self._pipeline.scheduler
         return noise_scheduler.timesteps if is_set(noise_scheduler) else None
 
-    def schedule(self, prediction: Prediction | None) -> Schedule:
+    def schedule(self, prediction: Prediction | None, timestep: Any) -> Schedule:
         """The noise levels of the run in progress."""
-        return read_schedule(self._pipeline.scheduler, prediction)
+        return read_schedule(self._pipeline.scheduler, prediction, self.position(timestep) or 0)
 
-    def position(self) -> int | None:
+    def position(self, timestep: Any) -> int | None:
         """See `position`."""
-        return position(self._pipeline)
+        return position(self._pipeline, timestep)
 
     def solver(self) -> Any:
         """The noise scheduler."""
@@ -62,14 +62,6 @@ class PipelineHost:
         """See `guidance_of`."""
         return guidance_of(self._pipeline, component, model)
 
-    def guided(self) -> bool | None:
-        """What the pipeline says about guidance in one batch."""
-        told = getattr(self._pipeline, "do_classifier_free_guidance", None)
-        if told is not None:
-            return bool(told)
-        scale = getattr(self._pipeline, "guidance_scale", None)
-        return False if isinstance(scale, (int, float)) and scale <= 1 else None
-
 
 class BareHost:
     """A bare model: nothing is known but what its calls and `session.run` tell."""
@@ -78,11 +70,11 @@ class BareHost:
         """Nothing tells one denoising from another."""
         return None
 
-    def schedule(self, prediction: Prediction | None) -> Schedule:
+    def schedule(self, prediction: Prediction | None, timestep: Any) -> Schedule:
         """A bare model has no noise scheduler."""
         raise AttachError("a bare model has no noise scheduler.")
 
-    def position(self) -> int | None:
+    def position(self, timestep: Any) -> int | None:
         """Unknown."""
         return None
 
@@ -91,10 +83,6 @@ class BareHost:
         return None
 
     def guidance(self, component: str, model: Any) -> float | None:
-        """Unknown."""
-        return None
-
-    def guided(self) -> bool | None:
         """Unknown."""
         return None
 
@@ -109,25 +97,39 @@ def guidance_of(pipeline: Any, component: str, model: Any) -> float | None:
     return float(scale) if isinstance(scale, (int, float)) and not other else None
 
 
-def position(pipeline: Any) -> int | None:
-    """Which evaluation the pipeline is at: index into its noise scheduler's timesteps, without touching the device.
+def position(pipeline: Any, timestep: Any) -> int | None:
+    """Which evaluation a pipeline is at: the index into its noise scheduler's timesteps; `None` if nothing tells it.
 
-    The scheduler counts its own steps (`None` before the first); one that does not is placed by the pipeline's
-    current timestep, which is a view into the timesteps tensor. `None` if neither tells.
+    The scheduler counts its own steps. Before its first, and where it does not count, the present timestep is looked up
+    among its timesteps: the pipeline's `current_timestep`, which is mostly a view into them, so that no device waits;
+    else the one that the model was given.
     """
     noise_scheduler = pipeline.scheduler
-    if hasattr(noise_scheduler, "step_index"):
-        index = noise_scheduler.step_index
-        return int(index) if index is not None else (getattr(noise_scheduler, "begin_index", None) or 0)
+    index = getattr(noise_scheduler, "step_index", None)
+    if index is None:
+        index = getattr(noise_scheduler, "begin_index", None)
+    if index is not None:
+        return int(index)
     now = getattr(pipeline, "_current_timestep", None)
-    timesteps = noise_scheduler.timesteps
-    if (
-        isinstance(now, torch.Tensor)
-        and now.dim() == 0
-        and now.untyped_storage().data_ptr() == (timesteps.untyped_storage().data_ptr())
-    ):
-        return int((now.storage_offset() - timesteps.storage_offset()) // max(timesteps.stride(0), 1))
-    if isinstance(now, (int, float, torch.Tensor)):
-        matches = (timesteps == now).nonzero()
-        return int(matches[0]) if len(matches) else None
+    found = None if now is None else _place(noise_scheduler.timesteps, now)
+    return _place(noise_scheduler.timesteps, timestep) if found is None else found
+
+
+def _place(timesteps: torch.Tensor, now: Any) -> int | None:
+    """Where a timestep stands among those of a noise scheduler, as it is or divided by 1000; `None` if nowhere."""
+    if isinstance(now, torch.Tensor):
+        same = now.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr()
+        if now.dim() == 0 and same:
+            return int((now.storage_offset() - timesteps.storage_offset()) // max(timesteps.stride(0), 1))
+        values = now.detach().flatten().double().cpu()
+        if not len(values) or bool((values != values[0]).any()):
+            return None  # every frame has a timestep of its own
+        now = float(values[0])
+    if not isinstance(now, (int, float)):
+        return None
+    table = timesteps.detach().double().cpu()
+    for scale in (1.0, 1000.0):
+        close = ((table - now * scale).abs() <= 1e-3 * table.abs().clamp_min(1.0)).nonzero()
+        if len(close) == 1:
+            return int(close[0])
     return None

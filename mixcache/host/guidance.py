@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from attrs import define
 from torch import Tensor
 
@@ -47,19 +46,29 @@ class ModelCall:
             self.truth = (unpack(self.forward(*self.args, **self.kwargs), self.model),)
         return self.truth
 
-    def repeats(self, latent: Tensor) -> bool:
-        """Whether the batch holds the same latents once for every branch. Reads the device."""
-        count = len(self.adapter.doubled_order)
-        parts = latent.chunk(count)
-        return latent.shape[0] % count == 0 and all(torch.equal(part, parts[0]) for part in parts[1:])
+    def parts(self, latent: Tensor) -> int:
+        """How many equal parts the batch of latents has; 1 if they are all different. Reads the device."""
+        rows = latent.shape[0]
+        for count in range(rows, 1, -1):
+            if rows % count == 0:
+                parts = latent.reshape(count, rows // count, *latent.shape[1:])
+                if bool((parts == parts[:1]).all()):
+                    return count
+        return 1
 
     def compute_rows(self, rows: slice, batch: int) -> Streams:
-        """The forward of some samples of a batch: every tensor with one row per sample is cut."""
+        """The forward of some samples of a batch: every tensor with one row per sample is cut,
+        wherever it is nested."""
         kept = self.adapter.unbatched
 
-        def cut(name: str, value: Any) -> Any:
-            batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch and name not in kept
-            return value[rows] if batched else value
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[rows] if value.dim() > 0 and value.shape[0] == batch else value
+            if isinstance(value, dict):
+                return {name: one if name in kept else cut(one) for name, one in value.items()}
+            if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+                return type(value)(cut(one) for one in value)
+            return value
 
-        result = self.forward(**{name: cut(name, value) for name, value in self.arguments.items()})
+        result = self.forward(**cut(self.arguments))
         return (unpack(result, self.model),)

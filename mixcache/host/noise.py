@@ -13,10 +13,11 @@ from mixcache.core.points import NoiseLevel, Prediction
 from mixcache.host.protocol import Schedule
 
 
-def read_schedule(noise_scheduler: Any, prediction: Prediction | None) -> Schedule:
+def read_schedule(noise_scheduler: Any, prediction: Prediction | None, begin: int | None = None) -> Schedule:
     """The noise levels of a diffusers noise scheduler whose timesteps are set, with one transfer per run.
 
-    prediction: overrides what the scheduler's configuration says the model returns.
+    prediction: overrides what the scheduler's configuration says the model returns. begin: the evaluation that the run
+    begins with; by default where the noise scheduler begins.
     """
     timesteps = noise_scheduler.timesteps
     kind = prediction or _prediction(noise_scheduler)
@@ -30,7 +31,8 @@ def read_schedule(noise_scheduler: Any, prediction: Prediction | None) -> Schedu
         table = torch.as_tensor(noise_scheduler.alphas_cumprod).tolist()
         kept = np.interp(torch.as_tensor(timesteps).tolist(), np.arange(len(table)), table)
         levels = [NoiseLevel(alpha=float(a**0.5), sigma=float((1 - a) ** 0.5), prediction=kind) for a in kept]
-    return Schedule(timesteps, tuple(levels), getattr(noise_scheduler, "begin_index", None) or 0)
+    begins = getattr(noise_scheduler, "begin_index", None) if begin is None else begin
+    return Schedule(timesteps, tuple(levels), begins or 0)
 
 
 def _prediction(noise_scheduler: Any) -> Prediction:

@@ -66,9 +66,9 @@ class Run(Generic[M]):
         self.told = inside is not None
         self.trusted = True
         self.ledger: Ledger | None = None
-        self.templates: dict[str, Any] = {}
+        self.kinds: dict[str, type[Any]] = {}
         self.leading: tuple[int, Value] | None = None
-        self.doubled: tuple[int, bool] | None = None
+        self.parts: tuple[int, int] | None = None
         self.step_now = -1
         self._prediction = prediction
         self._inside = inside

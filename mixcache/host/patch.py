@@ -219,13 +219,13 @@ def unpack(result: Any, model: Any) -> torch.Tensor:
     )
 
 
-def repack(output: torch.Tensor, template: Any, return_dict: bool | None) -> Any:
-    """`output` in the form that the caller asked for, or that of `template`: the last computed result, or `None`."""
-    if isinstance(template, torch.Tensor):
+def repack(output: torch.Tensor, kind: type[Any] | None, return_dict: bool | None) -> Any:
+    """`output` in the form that the caller asked for, or of the `kind` that the last computed result had."""
+    if kind is not None and issubclass(kind, torch.Tensor):
         return output
     if return_dict is None:
-        return_dict = not isinstance(template, (tuple, list))
+        return_dict = kind is None or not issubclass(kind, (tuple, list))
     if not return_dict:
         return (output,)
-    kind = type(template) if isinstance(template, dict) else Transformer2DModelOutput
-    return kind(sample=output)
+    record = kind if kind is not None and issubclass(kind, dict) else Transformer2DModelOutput
+    return record(sample=output)

@@ -90,17 +90,20 @@ class Host(Protocol):
     def token(self) -> object | None:
         """What is another object for another denoising (a noise scheduler's timesteps); `None` if nothing tells."""
 
-    def schedule(self, prediction: Prediction | None) -> Schedule:
-        """The noise levels of the denoising in progress. prediction: what the adapter says the model returns."""
+    def schedule(self, prediction: Prediction | None, timestep: Any) -> Schedule:
+        """The noise levels of the denoising in progress, from the evaluation that its first call makes.
 
-    def position(self) -> int | None:
-        """The index of the evaluation in progress in the schedule, or `None` if it cannot be told."""
+        prediction: what the adapter says the model returns. timestep: what the call was given.
+        """
+
+    def position(self, timestep: Any) -> int | None:
+        """The index of the evaluation in progress in the schedule, or `None` if nothing tells it yet.
+
+        timestep: what the call was given.
+        """
 
     def solver(self) -> Any:
         """The noise scheduler, for `Session.bound`; `None` if there is none."""
 
     def guidance(self, component: str, model: Any) -> float | None:
         """The scale with which the branches are combined, where that is all that is done with them."""
-
-    def guided(self) -> bool | None:
-        """Whether the call in progress holds all branches in one batch; `None` where the host does not say."""

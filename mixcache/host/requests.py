@@ -18,24 +18,18 @@ from typing import Any, Generic, Protocol, TypeVar
 from mixcache.core.points import Prediction, RunInfo
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.host.bounds import Ledger
-from mixcache.host.context import Claims, Entered, carrier, innermost_of
+from mixcache.host.context import AMBIGUOUS, STUCK, Claims, Entered, carrier, innermost_of
 from mixcache.host.own_loop import Run
 from mixcache.host.protocol import Call, Host, Place, Schedule
 
 LEDGERS_KEPT = 100
 """Of how many audited runs a session keeps the ledger, the last ones."""
 
-AMBIGUOUS = (
-    "calls of two denoisings were mixed on a model whose calls do not tell them apart, so they were all computed; put "
-    "each into `with session.request(key):`"
-)
-
 
 class Memory(Protocol):
     """What is remembered of a run."""
 
-    def end(self) -> None:
-        """The run is over."""
+    def end(self) -> None: ...
 
 
 M = TypeVar("M", bound=Memory)
@@ -197,7 +191,7 @@ class Requests(Generic[M]):
     def _followed(self, key: Hashable, call: Call, *, named: bool) -> tuple[Run[M], Place] | None:
         """The run of a call that a host tells about, or the call itself."""
         run = self._runs.get(key)
-        schedule = self._schedule(run, call)
+        schedule = self._schedule(run, call, named=named)
         if schedule is not None and not schedule.fits(call.num_steps, call.step, call.sigma):
             schedule = None  # another pipeline, which shares the model and tells where it stands itself
         if schedule is None and not named:
@@ -205,7 +199,8 @@ class Requests(Generic[M]):
             run = self._runs.get(key)
         step = call.step
         if step is None and schedule is not None:
-            step = schedule.relative(self._host.position())
+            index = self._host.position(call.timestep)
+            step = 0 if index is None else schedule.relative(index)
         num_steps = call.num_steps if schedule is None else schedule.num_steps
         if step is None or num_steps is None:
             if self._host.solver() is not None:
@@ -216,9 +211,15 @@ class Requests(Generic[M]):
             )
         if schedule is None and not named and self._is_mixed(run, call, step):
             return None
+        if not 0 <= step < num_steps:
+            return None  # after the run's last step, or before its first: a warm-up, a reference image
         if run is None or run.schedule is not schedule or run.num_steps != num_steps:
             run = self._open(key, num_steps, schedule, call)
         elif run.repeats(call, step):
+            if schedule is not None and not run.complete:  # a denoising begins with timesteps of its own
+                self.notes.add(STUCK)
+                self.end(key)
+                return None
             if 0 < step == run.step_now:
                 return None  # the same branch twice in one step: not the loop that this run follows
             run = self._open(key, num_steps, schedule, call)
@@ -247,18 +248,18 @@ class Requests(Generic[M]):
             return True
         return False
 
-    def _schedule(self, run: Run[M] | None, call: Call) -> Schedule | None:
+    def _schedule(self, run: Run[M] | None, call: Call, *, named: bool) -> Schedule | None:
         """The host's present schedule if it is the one this call belongs to."""
         token = self._host.token()
-        if token is None:
-            return None
+        if token is None or (named and self._claims.owned_by_another(token)):
+            return None  # with a key, what the call itself tells is enough
         if run is not None and run.schedule is not None and run.schedule.token is token:
             self._claims.claim(token)
             return run.schedule
         if self._ended is token:
             return None
         self._claims.claim(token)
-        return self._host.schedule(self._predictions[call.component])
+        return self._host.schedule(self._predictions[call.component], call.timestep)
 
     def _open(self, key: Hashable, num_steps: int, schedule: Schedule | None, call: Call) -> Run[M]:
         self.end(key)
