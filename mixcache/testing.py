@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 from mixcache.core import catalogue
 from mixcache.core.panel import Panel
+from mixcache.core.plan import Plan
 from mixcache.core.points import Address, Granularity, Point, Reading, RunInfo, Vote
 from mixcache.core.policy import Policy
 from mixcache.core.rules import RULES, decide, unanimous
 from mixcache.core.signals import resolve
-from mixcache.core.simulate import asked, simulate
+from mixcache.core.simulate import BLOCKS, asked, simulate
 from mixcache.core.trace import Record
 from mixcache.errors import ConfigurationError, PluginError
 
@@ -57,14 +58,15 @@ def check_policy(policy: Any, *, num_steps: int | None = None, examples: int = 1
     policy: an instance, a class that needs no arguments, or a spec such as "easycache:threshold=0.05".
     num_steps: for a policy that serves runs of one length alone. examples: random runs for each law.
 
-    The laws: the configuration is frozen and its class documented; the signals it names exist, and it reads no others;
-    `vote` is pure and returns a `Vote`; every run begins with fresh state; first steps, last steps, longest run and
-    signals that are not finite are respected whatever is measured; branches follow their leader unless the policy is
-    independent; other policies beside it, in any order, give the same verdicts; a recorded trace replays. They are
-    tried at every granularity and in every span of blocks where it decides.
+    The laws: the configuration is frozen and its class documented; the signals, bases, forecasters and anchors that it
+    names exist, and it reads no other signals; `vote` is pure and returns a `Vote`; every run begins with fresh state;
+    first steps, last steps, longest run and signals that are not finite are respected whatever is measured; branches
+    follow their leader unless the policy is independent; other policies beside it, in any order, give the same
+    verdicts; a recorded trace replays. They are tried at every granularity where it decides, in every span of blocks.
     """
     tested: Policy = catalogue.build("policy", policy)
     _check_class(tested)
+    _check_places(tested)
     runs = _runs(tested, num_steps)
     for law in (_pure, _fresh, _guarded, _branches, _any_order, _replays):
         _try(law, tested, runs, examples)
@@ -104,6 +106,20 @@ def _check_class(policy: Policy) -> None:
     assert (kind.__doc__ or "").strip(), f"{kind.__name__} needs a docstring: `mixcache plugins` shows its first line"
     resolve(policy.signals, catalogue.signals())
     hash(policy)
+
+
+def _check_places(policy: Policy) -> None:
+    """Wherever it decides, what it measures and how it is rebuilt (`rebuilt`, `forecasts`, `anchors`) can be had."""
+    plan = Plan(
+        policies=(policy,),
+        rule=unanimous,
+        build=catalogue.build,
+        signals=catalogue.signals(),
+        side_inputs=catalogue.side_inputs(),
+    )
+    for granularity in policy.granularities:
+        for span in policy.spans(BLOCKS) if granularity is Granularity.BLOCK else (None,):
+            plan.site(granularity, span, BLOCKS if span else 0)
 
 
 def _runs(policy: Policy, num_steps: int | None) -> st.SearchStrategy[_Drawn]:

@@ -27,24 +27,28 @@ else:
 
 # every plugin, with any values that it takes
 
-TRICKY = [
+TEXTS = [
+    "",
+    " x ",
     "/a+b/t.json",
     "a,b",
     "a + b",
     "a @ b",
+    "a=b",
     "none",
     "true",
+    "5",
     "1e5",
     "nan",
-    'a "quoted" one',
-    "back\\slash",
+    "#",
+    "'",
     "[",
     "}",
 ]
-TEXT = st.text(max_size=12) | st.sampled_from([*TRICKY, "", " x ", "\t", "\x7f\x85", "tüöß 😀", "a=b", "#", "'", "5"])
-FLOAT = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
-    [0.0, -0.0, 1.0, 1e0, 1e16, 1e22, 5e-324, sys.float_info.max, sys.float_info.min, 0.1, 1 / 3, 2**53 + 1.0, 3]
-)
+TEXTS += ['a "quoted" one', "back\\slash", "tab\tline\nreturn\r", "\x7f\x85\u2028", "tüöß 😀", "C:\\t.json"]
+TEXT = st.text(max_size=12) | st.sampled_from(TEXTS)
+FLOATS = [0.0, -0.0, 1e0, 1e16, 1e22, 5e-324, sys.float_info.max, sys.float_info.min, 0.1, 1 / 3, 2**53 + 1.0, 3]
+FLOAT = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(FLOATS)
 INT = st.integers(0, 9) | st.integers()
 LEVELS = ["step", "cfg", "block"]
 
@@ -157,6 +161,23 @@ def test_what_a_recipe_says_as_toml_is_the_recipe(recipe: Recipe) -> None:
         recipe.save(file)
         assert Recipe.of(file) == Recipe.of(str(file)) == recipe
     assert tomllib.loads(recipe.to_toml())["policies"] == [catalogue.spec_of(policy) for policy in recipe.policies]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_can_be_a_value(text: str, tmp_path: Path) -> None:
+    recipe = Recipe.of(TeaCache(table=text), forecast={"": Scaled(table=text), "step": "hold"})
+    assert Recipe.parse(str(recipe)) == recipe
+    recipe.save(tmp_path / "some.toml")
+    assert Recipe.from_toml(tmp_path / "some.toml") == recipe
+
+
+@pytest.mark.parametrize("number", FLOATS)
+def test_any_number_can_be_a_value(number: float, tmp_path: Path) -> None:
+    recipe = Recipe.of(TeaCache(coefficients=[number, -number] * 2 + [0], threshold=abs(number)))
+    for again in (Recipe.parse(str(recipe)), Recipe.parse(str(Recipe.parse(str(recipe))))):
+        assert again == recipe
+    recipe.save(tmp_path / "some.toml")
+    assert Recipe.from_toml(tmp_path / "some.toml") == recipe
 
 
 @given(st.sampled_from(["policy", "basis", "forecaster", "anchor"]).flatmap(lambda k: st.tuples(st.just(k), made(k))))

@@ -7,18 +7,25 @@ and decoding are written once. p and q depend on the noise level alone.
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 from typing import ClassVar
 
 import torch
 from attrs import frozen
 from torch import Tensor
 
-from mixcache.core.points import NoiseLevel, Point
+from mixcache.core.points import Granularity, NoiseLevel, Point
 from mixcache.core.streams import Streams
 from mixcache.errors import ConfigurationError, PluginError
 
 SINGULAR = 1e-6
 """A coefficient smaller than this is not divided by: the point computes instead."""
+
+ROUNDING = 0.25
+"""The error of rounding to a dtype, root mean square, as a share of its eps."""
+
+LOST = 0.05
+"""How much of the output the rounding of its anchor may make up; where a basis makes more of it, the point computes."""
 
 
 @frozen
@@ -45,7 +52,10 @@ class Basis:
         return pair
 
     def encode(self, output: Streams, anchor: Streams, point: Point) -> Streams | None:
-        """z of `output`, in its dtype; `None` where z cannot be formed (the point is then not stored)."""
+        """z of `output`, in its dtype, at STEP in at least float32; `None` where z cannot be formed (it is not stored).
+
+        An output stream that has no anchor is taken around zero.
+        """
         pair = self.checked(point)
         if pair is None:
             return None
@@ -56,25 +66,36 @@ class Basis:
                     f"basis={self.name!r} relates the output to the anchor, but their shapes differ: "
                     f"{tuple(o.shape)} and {tuple(a.shape)}; use basis='output'."
                 )
-        return tuple([_mix(p, a, q, o) for a, o in zip(anchor, output)])
+        wide = point.granularity is Granularity.STEP  # small there, and a change of variable may amplify its rounding
+        pairs = zip_longest(anchor[: len(output)], output)
+        return tuple([_mix(p, a, q, o, _wide(o.dtype) if wide else o.dtype) for a, o in pairs])
 
     def decode(self, z: Streams, anchor: Streams, point: Point) -> Streams | None:
-        """The output that z stands for at this anchor, in z's dtype; `None` where q is singular."""
+        """The output that z stands for at this anchor, in z's dtype.
+
+        `None` where q is singular, or makes too much of the rounding of the anchor.
+        """
         pair = self.checked(point)
         if pair is None or abs(pair[1]) < SINGULAR:
             return None
         p, q = pair
-        return tuple([_mix(-p / q, a, 1.0 / q, s) for a, s in zip(anchor, z)])
+        if anchor and anchor[0].is_floating_point() and abs(p / q) * ROUNDING * torch.finfo(anchor[0].dtype).eps > LOST:
+            return None
+        return tuple([_mix(-p / q, a, 1.0 / q, s, s.dtype) for a, s in zip_longest(anchor[: len(z)], z)])
 
 
-def _mix(p: float, a: Tensor, q: float, b: Tensor) -> Tensor:
-    """p * a + q * b, in at least float32, as a new tensor of b's dtype."""
-    mixed = b.to(torch.promote_types(b.dtype, torch.float32))
-    if p == 0.0 or q != 1.0:
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _mix(p: float, a: Tensor | None, q: float, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """p * a + q * b, worked out in at least float32, as a new tensor of this dtype."""
+    mixed = b.to(_wide(b.dtype))
+    if a is None or p == 0.0 or q != 1.0:
         mixed = mixed * q
-    if p != 0.0:
+    if a is not None and p != 0.0:
         mixed = torch.add(mixed, a, alpha=p)
-    return mixed.to(b.dtype).detach()
+    return mixed.to(dtype).detach()
 
 
 @frozen
@@ -114,13 +135,15 @@ class Noise(Basis):
 
     def coefficients(self, point: Point) -> tuple[float, float] | None:
         level = _level(point, self.name)
+        if level.sign is None:
+            return None
         if level.prediction == "flow":
-            return 1.0, 1.0 - level.sigma
+            return 1.0, level.sign * (1.0 - level.sigma)
         if level.prediction == "epsilon":
-            return 0.0, 1.0
+            return 0.0, level.sign
         if level.prediction == "v_prediction":
-            return level.sigma, level.alpha
-        return None if abs(level.sigma) < SINGULAR else (1.0 / level.sigma, -level.alpha / level.sigma)
+            return level.sigma, level.sign * level.alpha
+        return None if abs(level.sigma) < SINGULAR else (1.0 / level.sigma, -level.sign * level.alpha / level.sigma)
 
 
 @frozen
@@ -131,13 +154,15 @@ class Clean(Basis):
 
     def coefficients(self, point: Point) -> tuple[float, float] | None:
         level = _level(point, self.name)
+        if level.sign is None:
+            return None
         if level.prediction == "flow":
-            return 1.0, -level.sigma
+            return 1.0, -level.sign * level.sigma
         if level.prediction == "v_prediction":
-            return level.alpha, -level.sigma
+            return level.alpha, -level.sign * level.sigma
         if level.prediction == "sample":
-            return 0.0, 1.0
-        return None if abs(level.alpha) < SINGULAR else (1.0 / level.alpha, -level.sigma / level.alpha)
+            return 0.0, level.sign
+        return None if abs(level.alpha) < SINGULAR else (1.0 / level.alpha, -level.sign * level.sigma / level.alpha)
 
 
 BASES: tuple[type[Basis], ...] = (Residual, Output, Noise, Clean)

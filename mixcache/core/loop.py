@@ -26,7 +26,7 @@ from mixcache.core.readout import derive, late, learned, measure, read
 from mixcache.core.rules import decide
 from mixcache.core.signals import Tensors
 from mixcache.core.store import NOT_YET, Slot, Store, Ticket
-from mixcache.core.streams import NOTHING_BESIDE, Beside, Input, Streams, Value, check_form, form_of, on_host
+from mixcache.core.streams import NOTHING_BESIDE, Beside, Input, Streams, Value, check_form, form_of, in_form, on_host
 from mixcache.core.trace import Record
 from mixcache.errors import PluginError, called
 
@@ -183,7 +183,7 @@ class Loop:
         if made is None:
             state = ticket.slot.states.get(spec)
             if state is None and kind.stateful:
-                state = ticket.slot.states[spec] = kind.State()
+                state = ticket.slot.states[spec] = called(("anchor", kind), kind.State)
             entering, form = ticket.entering.get(), ticket.slot.made
             made = called(("anchor", kind), kind.make, entering, ticket.point, state, ticket.beside)
             check_form(("anchor", kind), made, None)
@@ -210,7 +210,7 @@ class Loop:
         output = called(("basis", site.basis), site.basis.decode, z, around, point)
         if output is None:
             return None, "singular basis"
-        check_form(("basis", site.basis), output, slot.made)
+        output = in_form(("basis", site.basis), output, slot.made)
         exact = not history and not stateful and ticket.entering.exact
         return Value(output, exact, False), None
 
@@ -221,7 +221,7 @@ class Loop:
         storing = not (slot.no_room or (gauge.exact_only and not output.exact))
         if gauge.measures(point) and not slot.no_room:
             self._measure_after(ticket, output, storing)
-        if not storing:
+        if not storing or point.last:
             return
         slot.made, slot.total = form_of(output.streams), None
         if site.depth:
@@ -237,7 +237,7 @@ class Loop:
         z = called(("basis", site.basis), site.basis.encode, output.streams, around, point)
         if z is None or not slot.sound(z, at_once=self.plan.group is None):
             return
-        beside: Beside = NOTHING_BESIDE
+        beside = NOTHING_BESIDE
         if site.keeps:
             own = {"anchor": tuple([s.detach().clone() for s in around])} if "anchor" in site.keeps else {}
             beside = {name: ticket.beside[name] for name in site.keeps if name in ticket.beside} | own
@@ -251,9 +251,7 @@ class Loop:
         signals = tuple([s for s in gauge.after if (storing if s.when == "after" else not output.exact)])
         if not signals and not storing:
             return
-        rebuilt = None
-        if any("rebuilt" in signal.reads for signal in signals):
-            rebuilt = self._rebuild(ticket, None, None)[0]
+        rebuilt = self._rebuild(ticket, None, None)[0] if any("rebuilt" in s.reads for s in signals) else None
         values: dict[str, Tensor] = {}
         known = self._tensors(ticket, values, output.streams[0], None if rebuilt is None else rebuilt.streams[0])
         measure(signals, known, values, slot.own)
@@ -297,3 +295,5 @@ class Loop:
             learned=ticket.learned,
         )
         self._keep(ticket.record)
+        if point.last:
+            self.store.drop(slot)

@@ -45,12 +45,14 @@ class NoiseLevel:
     """How noisy the latent is: x = alpha * clean + sigma * noise (flow matching: alpha = 1 - sigma).
 
     `prediction` says what the model returns; "flow" is v = noise - clean. `until`: sigma after this step, if known.
+    `sign`: -1 where the model returns the negative of that; `None` while nobody knows it.
     """
 
     sigma: float
     alpha: float
     prediction: Prediction = "flow"
     until: float | None = None
+    sign: float | None = 1.0
 
     @classmethod
     def flow(cls, sigma: float, until: float | None = None) -> NoiseLevel:
@@ -123,6 +125,11 @@ class Point:
     def path(self) -> str:
         """Where in the model this is."""
         return self.address.path
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the run's last evaluation."""
+        return self.step == self.num_steps - 1
 
     @property
     def sigma(self) -> float | None:

@@ -84,6 +84,14 @@ def check_form(who: tuple[str, object], streams: Any, form: Form | None) -> None
         raise PluginError(f"{who[0]} {who[1]!r} must return a tuple of {wanted}; it returned {made}.")
 
 
+def in_form(who: tuple[str, object], streams: Any, form: Form | None) -> Streams:
+    """Streams of a wider dtype in the dtype of this form; checked as by `check_form`."""
+    if form is not None and isinstance(streams, tuple) and len(streams) == len(form):
+        streams = tuple([s.to(dtype) if isinstance(s, Tensor) else s for s, (_, dtype, _) in zip(streams, form)])
+    check_form(who, streams, form)
+    return streams  # type: ignore[no-any-return]
+
+
 def shapes(form: Form) -> str:
     """A form in words."""
     return ", ".join(f"{tuple(shape)} {dtype} on {device}" for shape, dtype, device in form)

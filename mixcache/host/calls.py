@@ -23,8 +23,9 @@ from mixcache.core.streams import Input, Streams, Value, form_of
 from mixcache.core.trace import Record
 from mixcache.host.adapter import ModelAdapter
 from mixcache.host.guidance import ModelCall
+from mixcache.host.outputs import NotCacheable
 from mixcache.host.own_loop import Run
-from mixcache.host.patch import arguments_of, repack
+from mixcache.host.patch import arguments_of
 from mixcache.host.protocol import Call, Forward, Host, Place
 from mixcache.host.requests import Requests
 from mixcache.host.sites import Layout, SideInputs, pack, read_result, read_streams
@@ -74,25 +75,29 @@ class Calls:
         if found is None:
             return forward(*args, **kwargs)
         run, place = found
-        model_call = ModelCall(model, forward, args, kwargs, self.adapters[call.component])
-        latent = model_call.adapter.latent(model, model_call.arguments)
+        adapter = self.adapters[call.component]
+        latent = adapter.latent(model, arguments_of(model, args, kwargs))
+        model_call = ModelCall(model, forward, args, kwargs, adapter, latent)
         try:
             value = self._nest(run, place, model_call, latent)()
+        except NotCacheable as more:
+            self.notes.add(f"calls were computed and not cached: {more}")
+            return more.result
         except BaseException:
             if not run.told:
                 self.requests.end(run.key, only=run)
             raise
-        (output,) = value.streams
         if place.ordinal == 0 and self.plan.uses(Granularity.CFG):
             run.leading = (place.step, value)
         if run.complete:  # nothing comes after it
             run.leading = None
         if run.ledger is not None:
             self._note(run, place, call.component, model_call, latent, value)
-        if model_call.output is output:
-            run.kinds[call.component] = type(model_call.result)
+        if model_call.packing is not None:
+            run.packings[call.component] = model_call.packing
+        if model_call.streams is value.streams:
             return model_call.result
-        return repack(output, run.kinds.get(call.component), model_call.arguments.get("return_dict"))
+        return run.packings[call.component].pack(value.streams, model_call.arguments.get("return_dict"))
 
     def block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One block of a model: part of the call in progress in this thread or task, if that is cached."""
@@ -150,7 +155,7 @@ class Calls:
 
         def conditional() -> Streams:
             if whole:
-                return (whole[0].streams[0][part["cond"]],)
+                return _rows(whole[0].streams, part["cond"])
             entering.paid = 1 / len(order)
             return call.compute_rows(part["cond"], latent.shape[0])
 
@@ -160,7 +165,7 @@ class Calls:
             if not whole:
                 whole.append(produce())
             value = whole[0]
-            return Value((value.streams[0][part[name]],), value.exact, value.dense)
+            return Value(_rows(value.streams, part[name]), value.exact, value.dense)
 
         def run() -> Value:
             values: dict[str, Value] = {}
@@ -174,7 +179,7 @@ class Calls:
                     return computed(name)
 
                 def plain(name: str = name) -> Streams:
-                    return (call.plain()[0][part[name]],)
+                    return _rows(call.plain(), part[name])
 
                 values[name] = self._visited(loop, here, entering, compute, plain)()
             clean = not whole or (whole[0].exact and whole[0].dense)
@@ -182,8 +187,8 @@ class Calls:
                 return whole[0]
             clean = clean or entering.paid > 0.0  # then it was computed by itself
             values["cond"] = Value(entering.get(), clean, clean)
-            joined = torch.cat([values[name].streams[0] for name in order])
-            return Value((joined,), all(v.exact for v in values.values()), all(v.dense for v in values.values()))
+            joined = tuple(map(torch.cat, zip(*(values[name].streams for name in order))))
+            return Value(joined, all(v.exact for v in values.values()), all(v.dense for v in values.values()))
 
         return run
 
@@ -225,6 +230,10 @@ class Calls:
         branches = call.adapter.doubled_order if doubled else (place.address.branch,)
         guidance = self._host.guidance(component, call.model)
         run.ledger.note(place.step, branches, guidance, latent=latent, used=used, true=true)
+
+
+def _rows(streams: Streams, rows: slice) -> Streams:
+    return tuple([stream[rows] for stream in streams])
 
 
 def _whole(call: ModelCall) -> Produce:

@@ -121,15 +121,15 @@ def _place(timesteps: torch.Tensor, now: Any) -> int | None:
         same = now.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr()
         if now.dim() == 0 and same:
             return int((now.storage_offset() - timesteps.storage_offset()) // max(timesteps.stride(0), 1))
-        values = now.detach().flatten().double().cpu()
-        if not len(values) or bool((values != values[0]).any()):
+        values = now.detach().flatten().tolist()
+        if not values or any(value != values[0] for value in values):
             return None  # every frame has a timestep of its own
         now = float(values[0])
     if not isinstance(now, (int, float)):
         return None
-    table = timesteps.detach().double().cpu()
+    table = timesteps.tolist()
     for scale in (1.0, 1000.0):
-        close = ((table - now * scale).abs() <= 1e-3 * table.abs().clamp_min(1.0)).nonzero()
+        close = [i for i, time in enumerate(table) if abs(time - now * scale) <= 1e-3 * max(abs(time), 1.0)]
         if len(close) == 1:
-            return int(close[0])
+            return close[0]
     return None

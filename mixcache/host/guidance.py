@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mixcache.core.streams import Streams
 from mixcache.host.adapter import ModelAdapter
-from mixcache.host.patch import arguments_of, unpack
+from mixcache.host.outputs import Packing, unpack
+from mixcache.host.patch import arguments_of
 from mixcache.host.protocol import Forward
 
 
@@ -25,9 +26,10 @@ class ModelCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     adapter: ModelAdapter
+    latent: Tensor
     result: Any = None
-    output: Tensor | None = None
-    truth: Streams | None = None
+    streams: Streams | None = None
+    packing: Packing | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -37,14 +39,12 @@ class ModelCall:
     def compute(self) -> Streams:
         """The whole forward, exactly as it was called."""
         self.result = self.forward(*self.args, **self.kwargs)
-        self.output = unpack(self.result, self.model)
-        return (self.output,)
+        self.streams, self.packing = unpack(self.result, self.model, self.latent)
+        return self.streams
 
     def plain(self) -> Streams:
-        """What the model gives without any reuse: the whole forward once more, on the first call."""
-        if self.truth is None:
-            self.truth = (unpack(self.forward(*self.args, **self.kwargs), self.model),)
-        return self.truth
+        """The whole forward once more, without keeping its result."""
+        return unpack(self.forward(*self.args, **self.kwargs), self.model, self.latent)[0]
 
     def parts(self, latent: Tensor) -> int:
         """How many equal parts the batch of latents has; 1 if they are all different. Reads the device."""
@@ -71,4 +71,4 @@ class ModelCall:
             return value
 
         result = self.forward(**cut(self.arguments))
-        return (unpack(result, self.model),)
+        return unpack(result, self.model, self.latent[rows])[0]

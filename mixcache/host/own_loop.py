@@ -14,6 +14,7 @@ from mixcache.core.points import Address, NoiseLevel, Prediction
 from mixcache.core.streams import Value
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.host.bounds import Ledger
+from mixcache.host.outputs import Packing
 from mixcache.host.protocol import Call, Place, Schedule
 
 M = TypeVar("M")
@@ -66,7 +67,7 @@ class Run(Generic[M]):
         self.told = inside is not None
         self.trusted = True
         self.ledger: Ledger | None = None
-        self.kinds: dict[str, type[Any]] = {}
+        self.packings: dict[str, Packing] = {}
         self.leading: tuple[int, Value] | None = None
         self.parts: tuple[int, int] | None = None
         self.step_now = -1

@@ -11,9 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from mixcache.errors import AttachError
 from mixcache.host.protocol import Call, Forward
@@ -198,34 +196,3 @@ def arguments_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 def _parameters(forward: Forward) -> tuple[str, ...]:
     """The names of the arguments of a class's forward; read once, as every block of every step asks."""
     return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def unpack(result: Any, model: Any) -> torch.Tensor:
-    """The one tensor in what a transformer returned: a tensor, a 1-tuple or an output record of one field.
-
-    Raises `AttachError` where there are several: which one is the prediction is not for us to guess.
-    """
-    if isinstance(result, torch.Tensor):
-        return result
-    items = (
-        list(result.values()) if isinstance(result, dict) else list(result) if isinstance(result, (tuple, list)) else []
-    )
-    tensors = [item for item in items if item is not None]
-    if len(tensors) == 1 and isinstance(tensors[0], torch.Tensor):
-        return tensors[0]
-    raise AttachError(
-        f"{type(model).__name__} returned {type(result).__name__} with {len(tensors)} values; mixcache caches models "
-        "that return one tensor."
-    )
-
-
-def repack(output: torch.Tensor, kind: type[Any] | None, return_dict: bool | None) -> Any:
-    """`output` in the form that the caller asked for, or of the `kind` that the last computed result had."""
-    if kind is not None and issubclass(kind, torch.Tensor):
-        return output
-    if return_dict is None:
-        return_dict = kind is None or not issubclass(kind, (tuple, list))
-    if not return_dict:
-        return (output,)
-    record = kind if kind is not None and issubclass(kind, dict) else Transformer2DModelOutput
-    return record(sample=output)

@@ -74,7 +74,7 @@ class Requests(Generic[M]):
 
     @property
     def open_runs(self) -> tuple[Run[M], ...]:
-        """The runs that have not ended."""
+        """Those that have not ended."""
         return tuple(self._runs.values())
 
     @contextmanager
@@ -199,7 +199,8 @@ class Requests(Generic[M]):
             run = self._runs.get(key)
         step = call.step
         if step is None and schedule is not None:
-            index = self._host.position(call.timestep)
+            begins = run is None or run.schedule is not schedule
+            index = schedule.begin if begins else self._host.position(call.timestep)
             step = 0 if index is None else schedule.relative(index)
         num_steps = call.num_steps if schedule is None else schedule.num_steps
         if step is None or num_steps is None:
@@ -221,7 +222,7 @@ class Requests(Generic[M]):
                 self.end(key)
                 return None
             if 0 < step == run.step_now:
-                return None  # the same branch twice in one step: not the loop that this run follows
+                return None  # not the loop that this run follows
             run = self._open(key, num_steps, schedule, call)
         self._hold(key)
         self._latest[carrier()] = key

@@ -1,4 +1,4 @@
-"""The policies that come with mixcache, one a file, written against its public API alone."""
+"""The policies that come with mixcache, one per file. They use its public API alone."""
 
 from mixcache_policies.adacache import AdaCache
 from mixcache_policies.budget import ErrorBudget

@@ -1,4 +1,4 @@
-"""AdaCache (arXiv 2411.02397): how far the last computed residual moved says when to compute next."""
+"""AdaCache (arXiv 2411.02397): the change of the residual at the last compute decides when to compute next."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ class AdaCache(Policy):
     A larger d takes the last entry. The first evaluation and the last two are computed. The decision is made on the
     first guidance branch of a step (cond) and holds for the others.
 
-    codebook: "distance:steps" by rising distance (relative L1 a step). The default is the authors' fast one for 30
-    steps, as published: of their run lengths the nearest to the 30 to 50 that video models make. Their others are
-    "0.08:3 0.16:2 0.24:1" (30 steps, slow) and "0.03:12 0.05:10 0.07:8 0.09:6 0.11:4 1:3" (100 steps).
+    codebook: "distance:steps" by rising distance (relative L1 per step). The default is the authors' fast codebook for
+    30 steps, as video models make 30 to 50. Their others are "0.08:3 0.16:2 0.24:1" (30 steps, slow) and
+    "0.03:12 0.05:10 0.07:8 0.09:6 0.11:4 1:3" (100 steps).
 
-    Deviations: the paper measures and reuses attention and MLP residuals of every block; here r is that of the whole
-    model, so published distances are a scale to start from, not a setting. Motion regularisation is left out.
+    Deviations: the paper measures and reuses the attention and MLP residuals of every block. Here r is the residual of
+    the whole model, so the published distances are a scale to start from, not a setting. Motion regularisation is left
+    out.
     """
 
     name: ClassVar[str] = "adacache"
@@ -61,7 +62,7 @@ class AdaCache(Policy):
         return _parse(self.codebook)
 
     def wait(self, distance: float) -> int:
-        """Steps from a compute to the next, by the distance a step that it measured."""
+        """Steps from a compute to the next one, given the distance per step that it measured."""
         return next((steps for bound, steps in self.entries if distance < bound), self.entries[-1][1])
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:

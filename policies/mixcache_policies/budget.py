@@ -16,21 +16,23 @@ def _granularities(value: str | None) -> str | None:
 
 @frozen(kw_only=True)
 class ErrorBudget(Policy):
-    """A guard beside other policies: vetoes a reuse that would take the run past `total`.
+    """A guard beside other policies: it vetoes a reuse that would take the run past `total`.
 
-    With eps_t EasyCache's predicted relative change of the output at step t (arXiv 2507.02860), a reuse at step t is
-    predicted to be off by what accumulated since the last computed visit c, and moves the latent by the step's size:
+    Let eps_t be the relative change of the output that EasyCache predicts for step t (arXiv 2507.02860), and c the last
+    computed step. The predicted error of a reuse is the sum of the changes since c. It moves the latent by the size of
+    the step, |h_t|:
 
         error_t = eps_(c+1) + ... + eps_t        spent = sum over the reuses of |h_t| * error_t * exp(L sigma_(t+1))
 
-    h_t = sigma_(t+1) - sigma_t, so that all steps of a flow-matching run together have size 1. spent is the bound of
-    `Session.bound` for Euler's method, in units of the model's output instead of the latent: (1 + |h| L) <= exp(|h| L)
-    for every later step. It is an estimate, as eps is, and as L = 0 (the default) leaves out how a deviation grows.
+    With h_t = sigma_(t+1) - sigma_t, all steps of a flow-matching run together have size 1. `spent` is the bound of
+    `Session.bound` for Euler's method, as (1 + |h| L) <= exp(|h| L) for every later step; its unit is the model's
+    output, not the latent. It is an estimate: eps is one, and L = 0 (the default) leaves out how a deviation grows.
+
+    Where nothing can be predicted yet, it vetoes. Where the size of a step is not known, all that is left of the way
+    counts; without sigmas, a step counts as 1 / num_steps.
 
     total: relative L1 of the model's output, averaged over the way from noise to clean. lipschitz: L. among: where it
-    guards, as "step/cfg/block"; by default wherever another policy decides. Where nothing can be predicted yet, it
-    vetoes. Where the size of a step is not known, what is left of the way counts for it; without sigmas, one part in
-    num_steps.
+    guards, such as "step/cfg/block"; by default wherever another policy decides.
     """
 
     name: ClassVar[str] = "budget"
@@ -53,9 +55,9 @@ class ErrorBudget(Policy):
     @property
     def granularities(self) -> frozenset[Granularity]:
         """Those of `among`, else all."""
-        return (
-            frozenset(Granularity) if self.among is None else frozenset(map(parse_granularity, self.among.split("/")))
-        )
+        if self.among is None:
+            return frozenset(Granularity)
+        return frozenset(map(parse_granularity, self.among.split("/")))
 
     def charge(self, point: Point, error: float) -> float:
         """What a reuse that is off by `error` adds to the deviation at the end."""

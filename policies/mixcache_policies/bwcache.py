@@ -17,14 +17,16 @@ class BWCache(Policy):
 
         d_c = mean|o_c - o_b| / mean|o_b|;   if d_c < threshold: reuse at c+1 ... c+R, then compute again
 
-    Let k be the first such c. Reuse is allowed in the first half of the evaluations after k; the rest, where d rises
-    again, is computed. threshold: relative L1, published 0.15. run_share: R as a share of the run, published 0.1.
-    open_share: the share of the evaluations after k in which reuse is allowed, published 0.5.
+    Let k be the first such c. Reuse is allowed in the first half of the evaluations after k. The rest is computed, as d
+    rises again there. Each guidance branch decides on its own.
 
-    Deviations: the paper's d is the mean of the relative changes of all block outputs; ours is that of the last
-    block's, which is one comparison in place of one a block. What the paper leaves open is decided so: R is rounded
-    to the nearest, at least 1; of an odd number of evaluations after k the middle one is computed; after R reuses d_c
-    compares with the evaluation before them; each guidance branch decides on its own.
+    threshold: relative L1, published 0.15. run_share: R as a share of the run, published 0.1. open_share: the share of
+    the evaluations after k in which reuse is allowed, published 0.5.
+
+    Deviations: the paper's d is the mean of the relative changes of all block outputs. Here d is the change of the last
+    block's output, which takes one comparison instead of one per block. The paper leaves open: R is rounded to the
+    nearest whole number, at least 1; of an odd number of evaluations after k the middle one is computed; after R reuses
+    d_c compares with the evaluation before them.
     """
 
     name: ClassVar[str] = "bwcache"

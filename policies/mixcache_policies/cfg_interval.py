@@ -1,4 +1,4 @@
-"""CFG reuse at a fixed interval: the unconditional branch is computed now and then, and rebuilt between."""
+"""CFG reuse at a fixed interval: the unconditional branch is computed at some steps and rebuilt at the others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from mixcache import Granularity, Point, Policy, Reading, Vote, ge, parse_granul
 class CFGInterval(Policy):
     """Compute the guidance branches other than the conditional one every `every`-th evaluation.
 
-    Between, such a branch is rebuilt from this step's conditional output and the stored difference of the two, which
-    changes slowly (FasterCache, arXiv 2410.19355, section 3.3; FasterCache itself weighs its frequencies). Sequential
-    branches save one call in two, a doubled batch half of the call. The first evaluations and the last are computed.
+    At the others, the branch is rebuilt: this step's conditional output plus the stored difference of the two, which
+    changes slowly (FasterCache, arXiv 2410.19355, section 3.3; FasterCache itself weights its frequencies). A reuse
+    saves one call of two, or half of a doubled batch. The first evaluations and the last are computed.
+
+    every: a computed branch at every so many evaluations.
     """
 
     name: ClassVar[str] = "cfg"

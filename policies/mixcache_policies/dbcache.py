@@ -28,11 +28,13 @@ class DBCache(Policy):
 
         reuse blocks F to N - B while mean|F_t - F_c| / mean|F_c| < threshold
 
-    first_blocks, last_blocks: F and B, in blocks; F = 1, B = 0 is First-Block-Cache but for equality. threshold:
-    relative L1. first_steps: warm-up, 8 evaluations in cache-dit. most: reuses in a whole run, `None` for no limit.
     Each guidance branch decides on its own. Raises `ConfigurationError` where F + B leaves no block to skip.
 
-    Deviation: the count of reuses in a row (`longest_run`) begins anew at every compute, as the name says.
+    first_blocks, last_blocks: F and B, in blocks. F = 1, B = 0 is First-Block-Cache, but for a change of exactly
+    `threshold`. threshold: relative L1. first_steps: warm-up, 8 evaluations in cache-dit. most: the most reuses in a
+    run; `None` for no limit.
+
+    Deviation: the count of reuses in a row (`longest_run`) begins anew at every compute.
     """
 
     name: ClassVar[str] = "dbcache"

@@ -11,24 +11,25 @@ from mixcache import ConfigurationError, Granularity, Point, Policy, Reading, Vo
 
 @frozen(kw_only=True)
 class DeltaDiT(Policy):
-    """At every evaluation but each `every`-th, one end of the model is replaced by what it added before.
+    """Compute every `every`-th evaluation in full; at the others, one end of the model adds what it added before.
 
     With h_i the hidden states entering block i of n, N_c the number of skipped blocks, c the last full evaluation:
 
         t < boundary:   h_n = h_(n-N_c) + (h_n - h_(n-N_c))_c     front blocks run, back blocks are skipped
         t >= boundary:  h_(N_c) = h_0 + (h_(N_c) - h_0)_c         front blocks are skipped, back blocks run
 
-    Front blocks shape the outline, which forms early; back blocks shape the details, which form late. The increment
-    (Delta-Cache) keeps what the current input says, where the cached output would lose it.
+    Front blocks shape the outline, which forms early. Back blocks shape the details, which form late. The increment
+    (Delta-Cache) is added to the current input; a cached output would ignore that input. No signal is read, so it costs
+    no transfer. Raises `ConfigurationError` where the model has fewer blocks than `blocks`.
 
     every: interval of full evaluations. blocks: N_c, `None` for three quarters of them. boundary: share of the run
-    after which the stage changes. Raises `ConfigurationError` where the model has fewer blocks than `blocks`.
-    No signal: costs no transfer.
+    after which the stage changes.
 
     The paper tunes all three for each model. The defaults here follow its 20 steps of PixArt-alpha: boundary 12, and
-    every second evaluation without three quarters of the blocks, which makes the 1.6x that it reports.
+    every second evaluation without three quarters of the blocks, which gives the 1.6x that it reports.
 
-    Deviation: in the stage that begins, an end is rebuilt from its last computed evaluation, full or not.
+    Deviation: after the boundary, the front is first rebuilt from its last computed evaluation, whether that was a full
+    one or not.
     """
 
     name: ClassVar[str] = "deltadit"

@@ -19,19 +19,19 @@ class DiCache(FirstShare):
         e_t = mean|p_t - p_(t-1)| / mean|p_(t-1)|
         E  += e_t;   reuse while E < threshold, otherwise compute and set E = 0
 
-    What is reused follows the probe: with R_1, R_2 what the skipped blocks added at the last two computed evaluations,
-    q, q_1, q_2 what the first m blocks add now and added then (forecaster "aligned"):
+    What is reused follows the probe (forecaster "aligned"). R_1 and R_2 are what the skipped blocks added at the last
+    two computed evaluations; q, q_1 and q_2 are what the first m blocks add now and added then:
 
         R = R_2 + g (R_1 - R_2)     g = mean|q - q_2| / mean|q_1 - q_2|, clipped
 
-    probe_blocks: m, published 1. threshold: relative L1; published 0.08 for Wan 2.1, 0.1 for HunyuanVideo, 0.4 for
-    FLUX. first_share: share of the run computed at the start, rounded down, 0.2; for FLUX the authors compute one more
-    evaluation there, and the last (last_steps=1). Each guidance branch decides on its own. Raises `ConfigurationError`
-    where m leaves no block to skip.
+    Each guidance branch decides on its own. Raises `ConfigurationError` where m leaves no block to skip.
 
-    Deviations: the paper's R is what all blocks added, the first m among them; here these are computed anyway and what
-    they add now is taken as it is. A batch of several samples is decided by its worst (`samples="mean"` pools, as
-    published).
+    probe_blocks: m, published 1. threshold: relative L1; published 0.08 for Wan 2.1, 0.1 for HunyuanVideo, 0.4 for
+    FLUX. first_share: share of the run computed at the start, rounded down, 0.2. For FLUX the authors compute one more
+    evaluation there, and the last (last_steps=1).
+
+    Deviations: the paper's R is what all blocks added, the first m included. Here the first m are computed anyway, so
+    what they add now is used. The worst sample of a batch decides (`samples="mean"` pools them, as published).
     """
 
     name: ClassVar[str] = "dicache"

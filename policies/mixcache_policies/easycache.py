@@ -13,8 +13,8 @@ from mixcache import Point, Policy, Reading, Vote, ge
 class EasyCache(Policy):
     """Runtime-adaptive caching by the transformation rate K.
 
-    Between evaluations the change of the output is predicted from that of the input (section 3 of the paper, with x
-    the latent, v the output, c the last computed evaluation):
+    The change of the output between evaluations is predicted from the change of the input. With x the latent, v the
+    output and c the last computed evaluation (section 3 of the paper):
 
         eps_t = K * mean|x_t - x_(t-1)| / mean|v_c|     K = mean|v_c - v_b| / mean|x_c - x_b|, b computed before c
         E    += eps_t;   reuse while E < threshold, otherwise compute and set E = 0
@@ -25,8 +25,8 @@ class EasyCache(Policy):
     threshold: accumulated predicted relative change (relative L1, dimensionless); published values 0.025 to 0.1.
     first_steps: 10 of 50 for Wan 2.1 and 5 for HunyuanVideo in the authors' code.
 
-    Deviations: the paper defines K between neighbouring steps; as in the authors' code it is the secant between the
-    last two computed ones. A batch of several samples is decided by its worst (`samples="mean"` pools, as published).
+    Deviations: the paper defines K between neighbouring steps. Here, as in the authors' code, it is the secant between
+    the last two computed ones. The worst sample of a batch decides (`samples="mean"` pools them, as published).
     """
 
     signals = ("sum(predicted_change)",)

@@ -18,12 +18,14 @@ class FasterCache(FirstShare):
 
         reuse while counter > first_share * N and counter mod every != 0
 
-    Between, the branch is this step's conditional output plus the stored difference of the two, whose low frequencies
-    are weighted up in the first phase and the high ones later: forecast "split", unless another is chosen.
+    At the others, the branch is this step's conditional output plus the stored difference of the two. That difference
+    has its low frequencies weighted up in the first phase, and its high ones later: forecast "split", unless another is
+    chosen.
 
-    first_share: 0.34 in the authors' code for CogVideoX and Latte (17 of 50), 0.37 for Open-Sora (11 of 30). every: 5.
+    first_share: share of the run computed at the start; 0.34 in the authors' code for CogVideoX and Latte (17 of 50),
+    0.37 for Open-Sora (11 of 30). every: 5 in the authors' code.
 
-    Deviation: the paper's other part, extrapolated attention outputs, skips single attentions and is left out.
+    Deviation: the paper's other part, extrapolated attention outputs, is left out: it skips single attentions.
     """
 
     name: ClassVar[str] = "fastercache"

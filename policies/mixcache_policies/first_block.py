@@ -1,4 +1,4 @@
-"""First-Block-Cache: if the first block adds nearly what it added at the last full step, so do the others."""
+"""First-Block-Cache: if the first block adds nearly what it added at the last full step, the others are reused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class FirstBlock(Policy):
         reuse while mean|r_t - r_c| / mean|r_c| <= threshold
 
     The comparison is with the last computed evaluation, so nothing accumulates. Each guidance branch decides on its
-    own. threshold: relative L1; 0.05 in diffusers, 0.06 to 0.12 in the author's examples.
+    own.
+
+    threshold: relative L1; 0.05 in diffusers, 0.06 to 0.12 in the author's examples.
     """
 
     name: ClassVar[str] = "firstblock"

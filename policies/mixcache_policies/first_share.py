@@ -9,7 +9,11 @@ from mixcache import Policy, ge
 
 @frozen(kw_only=True)
 class FirstShare(Policy):
-    """Base of the policies that compute the first `first_share` of a run, rounded down, and `first_steps` at least."""
+    """Base of the policies that compute the first part of a run.
+
+    first_share: share of the run that is computed at the start, rounded down. first_steps: at least so many evaluations
+    are computed there.
+    """
 
     first_share: float = field(default=0.2, validator=ge(0))
 

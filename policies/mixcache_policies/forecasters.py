@@ -1,7 +1,7 @@
-"""Forecasters of published algorithms that need more than places in time: a table, an image plane, the first blocks.
+"""Forecasters of published algorithms that need more than points in time: a table, an image plane, the first blocks.
 
-What they share with the polynomial ones: z keeps its dtype, is worked on in at least float32, and no stored tensor is
-handed out. None of them waits for the device.
+As with the polynomial ones, z keeps its dtype, is computed in at least float32, and is never an alias of a stored
+tensor. None of them waits for the device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ratios = Mapping[str, tuple[float, ...]]
 
 
 def _ratios(given: Any) -> Ratios:
-    """Ratios by branch out of one sequence for all branches or a mapping of them; empty if there are none."""
+    """Ratios by branch, from one sequence for all branches or from a mapping; empty if there are none."""
     tables = given if isinstance(given, Mapping) else {"cond": given or ()}
     read: dict[str, tuple[float, ...]] = {}
     for branch, values in tables.items():
@@ -31,7 +31,7 @@ def _ratios(given: Any) -> Ratios:
             read[branch] = (math.nan,)
         if not all(math.isfinite(value) and value > 0 for value in read[branch]):
             raise ConfigurationError(
-                f"`Scaled(ratios=...)` must hold finite numbers > 0, one an evaluation, got {values!r} for {branch!r}."
+                f"`Scaled(ratios=...)` must hold finite numbers > 0, one per evaluation, got {values!r} for {branch!r}."
             )
     if read and "cond" not in read:
         raise ConfigurationError(f"`Scaled(ratios=...)` must have ratios for 'cond', got only {', '.join(read)}.")
@@ -40,17 +40,18 @@ def _ratios(given: Any) -> Ratios:
 
 @frozen
 class Scaled(Forecaster):
-    """MagCache's ratios put to use: the last z times how much its norm is known to have grown since (arXiv 2506.09045).
+    """The last z, scaled by how much its norm is known to have grown since: MagCache's ratios (arXiv 2506.09045).
 
-    z(t) = z_c * gamma_{c+1} * ... * gamma_t, where c is the step of the last computed visit and gamma_i the mean over
-    tokens of |z_i| / |z_{i-1}| (L2 over channels) at evaluation i, measured once a model. The published tables are of
-    what all blocks add: the residual at BLOCK. Deviation: MagCache decides with this product and reuses z_c unscaled,
-    which is `hold`.
+    z(t) = z_c * gamma_{c+1} * ... * gamma_t, where c is the step of the last computed visit. gamma_i is the mean over
+    tokens of |z_i| / |z_{i-1}| (L2 over channels) at evaluation i, measured once per model. The published tables are of
+    what all blocks add: the residual at BLOCK. Raises `ConfigurationError` if no table is known.
 
     ratios: gamma of every evaluation of a run, by branch ("cond" stands in for a branch that has none) or one sequence
-    for all; the first is never used. For a run of another length the table is resampled to the nearest entries, as
-    published: gamma is then that of a single step of the table. table: a JSON file of `mixcache calibrate magcache`;
-    without either, the table of the model that it is enabled on. `ConfigurationError` if there is none.
+    for all branches. The first is never used. For a run of another length the table is resampled to the nearest
+    entries, as published. table: a JSON file of `mixcache calibrate magcache`. Without table and ratios, the table of
+    the model is used.
+
+    Deviation: MagCache decides with this product and reuses z_c unscaled, which is `hold`.
     """
 
     name: ClassVar[str] = "scaled"
@@ -96,14 +97,14 @@ class Split(Forecaster):
     """FasterCache's CFG-Cache: the last z with its low or high frequencies emphasised (arXiv 2410.19355, section 3.3).
 
     z(t) = Re IFFT2((w_low on LOW, w_high elsewhere) * FFT2(z_c)) over the last two dimensions, height and width.
-    LOW is the disc of radius min(height, width) // 5 around frequency 0. Meant for the residual at CFG, u - c.
-    w_low = `low` while the part of the run that is done, (step + 1) / num_steps, is at most `low_until`;
-    w_high = `high` where it is at least `high_from`; else 1. The defaults are the published ones for CogVideoX.
-
-    The published code weighs the stored z anew at every reuse, so that the weights compound (1.1, 1.21, ...) until the
-    next compute; the paper does not, nor does this. Deviation: at the step where z_c was computed it stays as it is.
-
+    LOW is the disc of radius min(height, width) // 5 around frequency 0. It is meant for the residual at CFG, u - c.
     Raises `ConfigurationError` for z of fewer than 4 dimensions: packed tokens have no height and width.
+
+    low: w_low while the part of the run that is done, (step + 1) / num_steps, is at most `low_until`; 1 after it.
+    high: w_high where that part is at least `high_from`; 1 before. The defaults are the published ones for CogVideoX.
+
+    The published code weights the stored z anew at every reuse, so its weights compound (1.1, 1.21, ...) until the next
+    compute. The paper does not, and neither does this. Deviation: at the step where z_c was computed it stays as it is.
     """
 
     name: ClassVar[str] = "split"
@@ -117,12 +118,12 @@ class Split(Forecaster):
         for z in last.z:
             if z.dim() < 4:
                 raise ConfigurationError(
-                    "forecast='split' weighs frequencies over height and width, the last two of at least 4 dimensions, "
+                    "forecast='split' weights frequencies over height and width, the last two of 4 or more dimensions, "
                     f"and at {point.granularity} this model has z of shape {tuple(z.shape)}, such as packed tokens; "
                     "use forecast='hold' or 'linear' there."
                 )
         low, high = (1.0, 1.0) if last.point.step == point.step else self.weights_at(point)
-        return tuple(_weighed(z, low, high) for z in last.z)
+        return tuple(_weighted(z, low, high) for z in last.z)
 
     def weights_at(self, point: Point) -> tuple[float, float]:
         """(w_low, w_high) at a point."""
@@ -130,8 +131,8 @@ class Split(Forecaster):
         return self.low if done <= self.low_until else 1.0, self.high if done >= self.high_from else 1.0
 
 
-def _weighed(z: Tensor, low: float, high: float) -> Tensor:
-    """z with its frequency bands weighed, in its dtype, as a new tensor."""
+def _weighted(z: Tensor, low: float, high: float) -> Tensor:
+    """z with its frequency bands weighted, in its dtype, as a new tensor."""
     if low == high:
         return combine([low], [z])
     height, width = z.shape[-2:]
@@ -140,21 +141,22 @@ def _weighed(z: Tensor, low: float, high: float) -> Tensor:
     is_low = y[:, None] ** 2 + x**2 <= (min(height, width) // 5) ** 2
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
     bands = torch.fft.rfft2(wide) * (high + (low - high) * is_low.to(wide.dtype))
-    weighed: Tensor = torch.fft.irfft2(bands, s=(height, width))
-    return weighed.to(z.dtype)
+    weighted: Tensor = torch.fft.irfft2(bands, s=(height, width))
+    return weighted.to(z.dtype)
 
 
 @frozen
 class Aligned(Forecaster):
-    """DiCache's trajectory alignment: what the first blocks do says how far to go on (arXiv 2508.17356).
+    """DiCache's trajectory alignment: the change of the first blocks tells how far to extrapolate (arXiv 2508.17356).
 
-    z(t) = z_-2 + g (z_-1 - z_-2), g = clip(mean|q - q_-2| / mean|q_-1 - q_-2|, 1, limit), where q is what the blocks
-    before the span have added to the hidden states now, and z_-1, q_-1, z_-2, q_-2 belong to the last two computed
-    visits. The means are over the whole batch, as published: one g for all samples and streams. It is a number on the
-    device; where nothing moved (0/0) it is 1. `limit` is 1.5 as published for FLUX and HunyuanVideo; 2 for Wan.
+    z(t) = z_-2 + g (z_-1 - z_-2), g = clip(mean|q - q_-2| / mean|q_-1 - q_-2|, 1, limit). Here q is what the blocks
+    before the span add to the hidden states now; z_-1, q_-1, z_-2 and q_-2 belong to the last two computed visits. The
+    means are over the whole batch, as published, so all samples and streams share one g. It stays on the device. Where
+    nothing moved (0/0) it is 1. As g >= 1, the result never lies between z_-2 and z_-1.
 
-    With fewer than two visits, or at a span with no blocks before it, it is `hold`. As g >= 1 it goes on from z_-1 and
-    never back between the two.
+    With fewer than two visits, or at a span with no blocks before it, it is `hold`.
+
+    limit: the largest g; published 1.5 for FLUX and HunyuanVideo, 2 for Wan.
     """
 
     name: ClassVar[str] = "aligned"

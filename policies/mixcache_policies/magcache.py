@@ -1,4 +1,4 @@
-"""MagCache (arXiv 2506.09045): a table of how much the residual grows from step to step says how far it can be held."""
+"""MagCache (arXiv 2506.09045): a table of the residual's growth from step to step tells how long it can be held."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MISSING = (
 
 
 def _by_branch(ratios: Mapping[str, Sequence[float]] | Sequence[Any] | None) -> Ratios | None:
-    """Ratios of every branch as a record that hashes; a mapping, or what this function returned."""
+    """Ratios by branch in a hashable form, from a mapping or from what this function returned before."""
     try:
         pairs = None if ratios is None else dict(ratios)
         return None if pairs is None else tuple((str(b), tuple(map(float, pairs[b]))) for b in sorted(pairs))
@@ -47,23 +47,25 @@ def _by_branch(ratios: Mapping[str, Sequence[float]] | Sequence[Any] | None) -> 
 class MagCache(FirstShare):
     """Reuse all blocks while the calibrated growth of their residual, multiplied up, stays near 1.
 
-    With gamma_t = mean over tokens of ||r_t|| / ||r_(t-1)||, measured once a checkpoint without caching (r what all
-    blocks add to the hidden states, section 3 of the paper), counted from the last computed evaluation:
+    With r_t what all blocks add to the hidden states, gamma_t = mean over tokens of ||r_t|| / ||r_(t-1)|| is measured
+    once per checkpoint, without caching (section 3 of the paper). From the last computed evaluation on, where rho = 1:
 
         rho *= gamma_t;  E += |1 - rho|;   reuse while E < threshold and for at most `longest_run` evaluations
 
     The first `first_share` of a run is computed. Each guidance branch decides on its own, by its own ratios. Nothing
-    is measured, so it costs no transfer. Reuse adds what all blocks added at the last computed evaluation.
+    is measured in a run, so it costs no transfer. A reuse adds what all blocks added at the last computed evaluation.
+    Raises `ConfigurationError` if no ratios are known.
 
     threshold, longest_run: published 0.12 with 2 or 4 for Wan 2.1 and 4 for HunyuanVideo, 0.24 with 5 or 6 for faster
-    runs, 0.06 with 2 for Qwen-Image. first_share: 0.2, FLUX.1 0.1. inclusive: reuse at E = threshold too, as FLUX,
-    HunyuanVideo and diffusers do (diffusers: threshold 0.06, longest_run 3). ratios: by branch, one a step, that of
-    step 0 is 1; a branch that is not there takes those of "cond". table: a JSON file of `mixcache calibrate magcache`.
-    Given neither, the model's published ones are used; raises `ConfigurationError` if there are none. For a run of
-    another length, the nearest step counts.
+    runs, 0.06 with 2 for Qwen-Image. first_share: share of the run computed at the start; 0.2, FLUX.1 0.1. inclusive:
+    whether to reuse at E = threshold too, as FLUX, HunyuanVideo and diffusers do (diffusers: threshold 0.06,
+    longest_run 3). ratios: gamma by branch, one per step, the first of which is 1. A branch that is not there takes
+    those of "cond". For a run of another length, the nearest step counts. table: a JSON file of
+    `mixcache calibrate magcache`. Without table and ratios, the model's published ratios are used.
 
     Deviations: first_share rounds down (diffusers and the authors' FLUX round to nearest: give first_steps). At "step"
-    the residual is v - x, as the paper writes it, but the published ratios are of the blocks', as in the authors' code.
+    the residual is v - x, as the paper writes it. The published ratios are of the blocks' residual, as in the authors'
+    code.
     """
 
     name: ClassVar[str] = "magcache"

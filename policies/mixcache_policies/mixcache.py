@@ -1,4 +1,4 @@
-"""MixCache (arXiv 2508.12691): skip steps, guidance branches or blocks, whichever harms the result least."""
+"""MixCache (arXiv 2508.12691): skip whole steps, guidance branches or blocks, and choose anew at every step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Influence = tuple[tuple[Granularity, tuple[float, ...]], ...]
 
 
 def _influence(values: Mapping[str, Sequence[float]] | Sequence[Any] | None) -> Influence | None:
-    """Influence by granularity as a record that hashes; a mapping, or what this function returned."""
+    """Influence by granularity in a hashable form, from a mapping or from what this function returned before."""
     try:
         pairs = None if values is None else dict(values)
         return None if pairs is None else tuple((parse_granularity(g), tuple(map(float, pairs[g]))) for g in pairs)
@@ -41,12 +41,14 @@ def _influence(values: Mapping[str, Sequence[float]] | Sequence[Any] | None) -> 
 
 @frozen(kw_only=True)
 class Known:
-    """What is known when a step begins. Steps are evaluations; granularities that were never visited are absent.
+    """What is known when a step begins. Steps are evaluations.
 
-    full: the last step of which nothing was reused. spent: what has been added to the final deviation since.
-    used: what was reused last; reused: at the step before. last, gap: the last computed step, and how far it was from
-    the one before.
-    error, change: `forecast_error` and `increment_change` at that compute. saved: the part of a step that is skipped.
+    full: the last step of which nothing was reused. spent: the sum of E since then. used: the granularity that was
+    reused last. reused: whether something of its last step was reused. interval, settled: of the published rule.
+
+    By granularity, absent if it was never visited: last, its last computed step; gap, steps between that one and the
+    one before; error, change, the `forecast_error` and `increment_change` measured there; saved, the part of a step
+    that it skips.
     """
 
     full: int | None = None
@@ -64,45 +66,59 @@ class Known:
 
 @frozen(kw_only=True)
 class MixCache(Policy):
-    """The hybrid: at each step, of the reuses that harm the result little enough, the one that saves most.
+    """Skip a whole step, a guidance branch or blocks: of those whose error is small enough, what saves most.
 
-    A reuse of granularity psi at step t is predicted to add to the relative deviation of the final latent
+    A reuse of granularity psi at step t is predicted to add this much to the relative deviation of the final latent:
 
-        E_psi = c * I_psi(t) * D_psi * (a / g)^2        a: steps since psi was last computed
+        E_psi = c * I_psi(t) * D_psi * (a / g)^2
 
-    where D_psi, the error of its forecast g steps ahead, is measured at its last computed step (`forecast_error`; 1
-    before there is one, as if all were wrong), and I_psi(t), the influence of an error there on the final latent, was
-    measured once a model, by reusing one step of a run. Such a measurement does not show that errors at every other
-    step are made up for by the steps between, and that those at the end stay: c is `ending` in the last sixth of a run,
-    before it `isolated` at the first reuse after a computed step and 1 at those that follow. With w_psi the part of
-    the step's work that it skips, the psi with the largest w_psi is reused for which
+    D_psi is the error of its forecast, measured at its last computed step (`forecast_error`); it is 1 before there is
+    one. a counts the steps since that compute, g those between it and the compute before.
 
-        P_psi = E_psi / w_psi + the E of all reuses since the last full step <= threshold
+    I_psi(t) is the influence of an error at step t on the final latent. It is measured once per model, by reusing a
+    single step of a run. Such a measurement misses two things: in a run with many reuses, the steps between make up for
+    part of an error, and errors at the end stay. The factor c corrects it: `ending` in the last sixth of a run, before
+    that `isolated` at the first reuse after a computed step, and 1 at those that follow.
 
-    So intervals are short where an error would grow (early) or stay (at the end), and long between. One knob:
-    threshold, from nearly lossless (0.02) to 5x (about 1). Steps are continued as noise, by a parabola just after a
-    computed step and by a line further on.
+    Let w_psi be the part of the step's work that psi skips. A psi may be reused if
+
+        P_psi = E_psi / w_psi + (the E of all reuses since the last full step) <= threshold
+
+    and of those that may, the one with the largest w_psi is. A full step is one of which nothing was reused. So
+    intervals are short where an error would grow (early in a run) or stay (at the end), and long between. Whole steps
+    are continued as noise: by a parabola just after a computed step, by a line further on.
 
     choice="paper" is the published rule. Nothing is reused until the change between full steps has come down to
-    `settle`; then intervals of one full step and n - 1 cached ones, where n shrinks by one if the step's forecast was
-    off by more than `threshold` (delta_2) and grows by one if by less than half of it (delta_1), and a cached step
-    reuses the psi with the smallest
+    `settle`. From then on, one full step is followed by n - 1 cached ones. n shrinks by one if the forecast of a full
+    step was off by more than `threshold` (delta_2), and grows by one if it was off by less than half of that (delta_1).
+    A cached step reuses the psi with the smallest
 
         P_psi = D_psi * I_psi * (5 if psi is what was reused last, else 1)
 
-    D_psi being the relative L1 change of its increment between the last computed steps, rebuilt by "hold".
+    where D_psi is the relative L1 change of psi's increment between its last two computed steps. The increment is held.
 
-    among: the granularities to choose from, as "step/cfg/block". By default the paper's three, and for ours "step",
-    which measured best on tiny_wan: a guidance branch saves half a step for nearly the error of a whole one.
-    influence: I by granularity, one number a step of a run (another length takes the nearest), mean 1 for "step".
-    isolated, ending: found on 64 tuning clips of tiny_wan. isolated=0.5 keeps intervals regular early in a run: it
-    gained 2 dB over 1 at 2x, 1 at 3x and nothing from 3.5x on; ending=3 gained up to 1 dB over 2, 5 is better above 4x.
-    table: a JSON file of `mixcache calibrate mixcache`; by default that of the model, and I = 1 where there is none.
-    last_blocks: always computed at BLOCK, by default a quarter: the back of the model takes up what is new.
+    threshold: the largest P of a reuse. 0.02 is nearly lossless, 1 gives about 5x. It is delta_2 of the published rule.
+
+    choice: "saved" for the rule described first, "paper" for the published one. settle: for the published rule, the
+    change between full steps at which reuse begins.
+
+    among: the granularities to choose from, such as "step/cfg/block". The default is "step" for choice="saved" and all
+    three for choice="paper". "step" alone measured best on tiny_wan: a guidance branch saves half a step for nearly the
+    error of a whole one. last_blocks: blocks at the end of the model that are always computed at BLOCK; by default a
+    quarter of them, since the back of the model takes up what is new.
+
+    influence: I by granularity, one number per step of a run, with mean 1 for "step". A run of another length takes the
+    nearest step. table: a JSON file of `mixcache calibrate mixcache`. Without table and influence, the table of the
+    model is used, and I = 1 if there is none.
+
+    isolated: c at the first reuse after a computed step. 0.5 keeps intervals regular early in a run. On 64 tuning clips
+    of tiny_wan it gained 2 dB over 1 at 2x, 1 dB at 3x and nothing from 3.5x on. ending: c in the last sixth of a run.
+    On the same clips 3 gained up to 1 dB over 2; 5 is better above 4x.
 
     Deviations: the paper gives no values for delta_1, delta_2, the trigger and the blocks; those here were chosen by
-    measurement. I is measured by a reuse of psi and not by Gaussian noise of its size, which the model removes: on
-    tiny_wan noise in the first third of a run has a seventh of the influence of a reuse that is as far off.
+    measurement. The paper measures I with Gaussian noise of the size of the error; here psi is reused, since the model
+    removes noise: on tiny_wan noise in the first third of a run has a seventh of the influence of a reuse that is as
+    far off.
     """
 
     name: ClassVar[str] = "mixcache"
@@ -128,7 +144,7 @@ class MixCache(Policy):
 
     @define
     class State:
-        """The step in progress: what was known when it began, and that with what it has told since."""
+        """The step in progress: what was known when it began, and what will be known when it ends."""
 
         step: int = -1
         known: Known = field(factory=Known)
@@ -179,7 +195,7 @@ class MixCache(Policy):
         return ((0, blocks - last),)
 
     def weight(self, psi: Granularity, point: Point) -> float:
-        """I_psi(t). A run of more steps than the table has takes smaller ones, so each counts for less."""
+        """I_psi(t). In a run of more steps than the table has, each step is smaller and counts for less."""
         rows = dict(self.influence or ())
         row = rows.get(psi) or rows.get(STEP)
         return nearest(row, point.num_steps, point.step) * len(row) / point.num_steps if row else 1.0
@@ -202,7 +218,7 @@ class MixCache(Policy):
         return (self.ending if late else self.isolated if next_ else 1.0) * self.weight(psi, point) * off
 
     def price(self, psi: Granularity, point: Point, known: Known, reading: Reading | None = None) -> float | None:
-        """P_psi, by the signals measured now (`reading`), or by those known when the step began."""
+        """P_psi, from the signals measured now (`reading`), or from those known when the step began."""
         if self.choice == "paper":
             change = known.change.get(psi) if reading is None else reading["increment_change"]
             penalty = 5.0 if known.used is psi else 1.0
@@ -212,7 +228,7 @@ class MixCache(Policy):
         return None if effect is None else effect / saved + known.spent
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
-        """Reuse what has the smallest P. A step is decided before its branches and blocks, which it is no rival of."""
+        """Reuse what the rule chooses. A step is decided before its branches and blocks, and is no rival of theirs."""
         known = state.known if state.step == point.step else _ended(state.coming, state.step)
         wait = self._must_compute(point, known)
         if wait is not None:
@@ -231,7 +247,7 @@ class MixCache(Policy):
         return (Vote.reuse if best is here else Vote.compute)(why, error=off)
 
     def _must_compute(self, point: Point, known: Known) -> str | None:
-        """Why this step is computed whatever the prices are."""
+        """Why this step is computed, whatever the prices are; `None` if they decide."""
         if known.full is None:
             return "no full step yet"
         if self.choice == "paper":
@@ -242,7 +258,7 @@ class MixCache(Policy):
         return None
 
     def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Keep what this step tells for the next one."""
+        """Note what this step tells; it counts from the next step on."""
         if point.step != state.step:
             state.known = _ended(state.coming, state.step)
             state.coming, state.step = evolve(state.known, reused=False), point.step
@@ -268,7 +284,7 @@ class MixCache(Policy):
         return evolve(coming, used=psi, reused=True, spent=coming.spent + added)
 
     def _adapted(self, coming: Known, error: float | None, change: float | None) -> Known:
-        """The paper's trigger and interval, by what was measured at a full step."""
+        """The paper's trigger and interval, from what was measured at a full step."""
         interval = coming.interval
         if coming.settled and error is not None:
             interval += (error < self.threshold / 2) - (error > self.threshold)
@@ -278,5 +294,5 @@ class MixCache(Policy):
 
 
 def _ended(coming: Known, step: int) -> Known:
-    """What is known after `step`: if nothing of it was reused, all begins anew there."""
+    """What is known after `step`. If nothing of it was reused, it was a full step and `spent` begins anew."""
     return evolve(coming, full=step, spent=0.0) if step >= 0 and not coming.reused else coming

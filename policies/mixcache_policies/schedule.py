@@ -1,4 +1,4 @@
-"""An explicit mask, one character an evaluation: what a search, a paper's table or an ablation prescribes."""
+"""An explicit mask, one character per evaluation, as a search, a paper's table or an ablation prescribes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from mixcache import ConfigurationError, Point, Policy, Reading, RunInfo, Vote
 
 @frozen
 class Schedule(Policy):
-    """`Schedule("1101001")`: 1 computes, 0 reuses. As long as the run has evaluations; the first is 1."""
+    """`Schedule("1101001")`: 1 computes, 0 reuses.
+
+    mask: one character per evaluation of the run; the first is 1.
+    """
 
     mask: str = field(kw_only=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import define, field, frozen
+from attrs import Attribute, define, field, frozen
 
 from mixcache import (
     ConfigurationError,
@@ -21,24 +21,28 @@ from mixcache import (
 
 @frozen(kw_only=True)
 class SpeCa(Policy):
-    """Speculate and verify: reuse blocks 0 to L-2, run block L-1 on the result, and compare it with its own forecast.
+    """Speculate and verify: forecast blocks 0 to L-2, run block L-1 on the forecast, compare with its own forecast.
 
-    With F_t what the last block gives on the forecast input at evaluation t, and F'_t the forecast of that output from
-    computed evaluations alone (section 3 of the paper):
+    With h_t what the forecast of blocks 0 to L-2 gives at evaluation t, F_t what the last block makes of it, and d_t
+    the forecast of what the last block adds, from evaluations that were computed in full (section 3 of the paper):
 
-        e_t = mean|F_t - F'_t| / mean|F'_t|
+        F'_t = h_t + d_t;   e_t = mean|F_t - F'_t| / mean|F'_t|
         if e_t > threshold * decay^(t / T): evaluation t + 1 is computed in full
 
-    where T is the number of evaluations of the run, so that the check grows stricter as it goes on. As in the authors'
-    public code nothing is rolled back: the error decides about the next step alone. A run of forecasts ends after
-    `longest_run`, checked or not. The check costs one block of every step, 1.7 to 3.5 % in the paper.
+    T is the number of evaluations of the run, so the check grows stricter as the run goes on. As in the authors' public
+    code nothing is rolled back: the error decides about the next evaluation alone. The check costs one block of every
+    evaluation, 1.7 to 3.5 % in the paper. Each guidance branch decides on its own. Raises `ConfigurationError` for a
+    model of fewer than two blocks.
 
-    threshold: relative L1 of the last block's output (tau_0). decay: beta, from 0 to 1. first_steps: computed at the
-    start. order: of the Taylor forecast. Raises `ConfigurationError` for a model of fewer than two blocks.
+    threshold: tau_0, relative L1 of the last block's output. decay: beta, above 0 and at most 1. order: of the Taylor
+    forecast. longest_run: the most forecasts in a row; then an evaluation is computed, whatever the checks say.
 
-    The paper tunes threshold and decay for each model. The defaults here were chosen by measurement on tiny_wan's
-    tuning prompts. Deviations: the error is relative L1 (the paper names L2 too); the forecast is of what the blocks
-    add together, not of every attention and feed-forward; each guidance branch decides on its own.
+    The paper tunes threshold and decay for each model. The defaults here were chosen on one model, tiny_wan, with its
+    16 tuning prompts and 50 steps: 15 full evaluations and 45.0 dB PSNR between cached and uncached frames. The check
+    gained nothing there: without any check it is 45.7 dB at the same cost, and 45.1 dB at a fixed interval of 4.
+
+    Deviations: the forecast is of what the blocks add together, not of every attention and feed-forward. The error is
+    relative L1 for each sample, and the worst sample counts.
     """
 
     name: ClassVar[str] = "speca"
@@ -53,13 +57,18 @@ class SpeCa(Policy):
     order: int = field(default=1, validator=ge(0, whole=True))
     first_steps: int = field(default=3, validator=ge(0, whole=True))
     last_steps: int = field(default=1, validator=ge(0, whole=True))
-    longest_run: int | None = field(default=6, validator=none_or(ge(0, whole=True)))
+    longest_run: int | None = field(default=3, validator=none_or(ge(0, whole=True)))
 
     @define
     class State:
         """By branch, the evaluation whose check failed last."""
 
         failed: dict[str, int] = field(factory=dict)
+
+    @decay.validator
+    def _check_decay(self, _attribute: Attribute[Any], value: float) -> None:
+        if value > 1:
+            raise ConfigurationError(f"`SpeCa(decay=...)` must be at most 1, got {value!r}.")
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """All blocks but the last, and the last."""

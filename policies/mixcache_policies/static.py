@@ -11,11 +11,14 @@ from mixcache import ConfigurationError, Point, Policy, Reading, Vote, ge, none_
 
 @frozen(kw_only=True)
 class Static(Policy):
-    """Compute every `every`-th evaluation, reuse between; counted from the end of the first steps.
+    """Compute every `every`-th evaluation and reuse at the others, counted from the end of the first steps.
 
     With `every=1` nothing is ever reused. The first two evaluations and the last are always computed, since the
-    output changes most there; set `first_steps` and `last_steps` to change that. Reads no signal: costs no transfer.
-    blocks: at BLOCK, how many blocks are skipped or computed together; `None`: all of them.
+    output changes most there; set `first_steps` and `last_steps` to change that. No signal is read, so it costs no
+    transfer.
+
+    every: interval of computed evaluations. blocks: at BLOCK, how many blocks are skipped or computed together; `None`
+    for all of them.
     """
 
     every: int = field(default=2, validator=ge(1, whole=True))

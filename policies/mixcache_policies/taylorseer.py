@@ -1,4 +1,4 @@
-"""TaylorSeer (arXiv 2503.06923): compute at a fixed interval, forecast what is skipped between by a Taylor series."""
+"""TaylorSeer (arXiv 2503.06923): compute at a fixed interval, forecast the others by a Taylor series."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from mixcache import Granularity, Point, Policy, Reading, Vote, ge, none_or, par
 
 @frozen(kw_only=True)
 class TaylorSeer(Policy):
-    """Compute every `every`-th evaluation, and forecast between with finite differences of order `order`.
+    """Compute every `every`-th evaluation, and forecast the others with finite differences up to order `order`.
 
-    With F_c the feature at the last computed evaluation c, its differences over the last computed ones and k = t - c:
+    With F_c the feature at the last computed evaluation c, derivatives from the last computed ones, and k = t - c:
 
         F_t = F_c + dF/dt k + d2F/dt2 k^2 / 2! + ...     (gaps as they are, as in the authors' code)
 
-    every: 5 for HunyuanVideo and Wan 2.1, 6 for FLUX. first_steps: computed at the start; 1, and 3 for FLUX. order: 1.
-    next_full: evaluations from the last of the first to a computed one, from which the others are counted; `every` by
-    default, as the authors do; diffusers' TaylorSeerCacheConfig is first_steps=3, next_full=2. Reads no signal: costs
-    no transfer.
+    No signal is read, so it costs no transfer.
 
-    Deviations: the paper forecasts the output of every attention and MLP and runs norms and gates between; here it is
-    what all blocks together added (residual), so nothing runs between, at a fraction of the memory. Also at "step".
-    Orders above 1 use the interpolating polynomial (`taylor` says why).
+    every: interval of computed evaluations; 5 for HunyuanVideo and Wan 2.1, 6 for FLUX. first_steps: computed at the
+    start; 1, and 3 for FLUX. order: of the series, published 1. next_full: evaluations from the last of the first steps
+    to the next computed one; the later ones are counted from there. It is `every` by default, as the authors do.
+    diffusers' TaylorSeerCacheConfig is first_steps=3, next_full=2.
+
+    Deviations: the paper forecasts the output of every attention and MLP, and runs the norms and gates between. Here
+    what all blocks together added (residual) is forecast, so nothing runs between, at a fraction of the memory. It can
+    also be used at "step". Orders above 1 use the interpolating polynomial (`taylor` says why).
     """
 
     name: ClassVar[str] = "taylorseer"

@@ -41,7 +41,7 @@ def _numbers(values: Iterable[Any] | None) -> tuple[float, ...] | None:
 
 @frozen
 class Polynomial:
-    """P(change) of a probe: the relative change of the output that goes with it. Highest power first."""
+    """P(change of the probe): the relative change of the output that goes with it. Highest power first."""
 
     coefficients: tuple[float, ...]
 
@@ -71,21 +71,22 @@ class TeaCache(Policy):
     """Reuse all blocks while the accumulated, calibrated change of the first block's input stays below `threshold`.
 
     With m_t the model's probe (the modulated input of the first block, or the time embedding that modulates it), and P
-    a polynomial of degree 4 fitted once a checkpoint:
+    a polynomial of degree 4 that is fitted once per checkpoint:
 
         r_t = mean|m_t - m_(t-1)| / mean|m_(t-1)|     over all visits, computed or not
         E  += P(r_t);   reuse while E < threshold, otherwise compute and set E = 0
 
     P is not clamped: where it is negative, E falls. The first and the last evaluation are computed, and each guidance
-    branch decides on its own. Reuse adds what all blocks added at the last computed evaluation.
+    branch decides on its own. A reuse adds what all blocks added at the last computed evaluation. Raises
+    `ConfigurationError` if no coefficients are known.
 
-    threshold: accumulated estimate of the relative L1 change of the output; published: 0.05 to 0.3 for Wan 2.1, 0.03 to
-    0.3 for other video models, 0.25 to 0.8 for FLUX. first_steps: published 5 for Wan 2.1 with the probe used here,
-    last_steps 0 there; 1 and 1 otherwise. coefficients: of P, highest power first, as `numpy.polyval` takes them.
-    table: a JSON file of `mixcache calibrate teacache`. Given neither, the model's published ones are used; raises
-    `ConfigurationError` if there are none.
+    threshold: accumulated estimate of the relative L1 change of the output; published 0.05 to 0.3 for Wan 2.1, 0.03 to
+    0.3 for other video models, 0.25 to 0.8 for FLUX. first_steps: published 5 for Wan 2.1 with the probe used here
+    (last_steps is 0 there), otherwise 1 and 1. coefficients: of P, highest power first, as `numpy.polyval` takes them.
+    table: a JSON file of `mixcache calibrate teacache`. Without table and coefficients, the model's published
+    coefficients are used.
 
-    Deviations: a batch of several samples is decided by its worst (`samples="mean"` pools, as published).
+    Deviation: the worst sample of a batch decides (`samples="mean"` pools them, as published).
     """
 
     name: ClassVar[str] = "teacache"

@@ -1,4 +1,4 @@
-"""Windows alone: which evaluations always compute, whatever other policies want."""
+"""Windows for several policies at once: which evaluations compute, whatever the policies want."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mixcache import Granularity, Point, Policy, Reading, Vote
 
 @frozen(kw_only=True)
 class Window(Policy):
-    """A guard beside other policies: vetoes reuse in `first_steps`, `last_steps` and beyond `longest_run`.
+    """A guard beside other policies: it vetoes reuse in `first_steps`, in `last_steps` and beyond `longest_run`.
 
-    It has no opinion elsewhere. Every policy has these windows of its own; this one sets them for all at once, wherever
-    they decide: `[EasyCache(), Static(every=3), Window(first_steps=10)]`.
+    It abstains elsewhere. Every policy has these windows of its own. This one sets them for all, wherever they decide:
+    `[EasyCache(), Static(every=3), Window(first_steps=10)]`.
     """
 
     guard: ClassVar[bool] = True
@@ -27,5 +27,5 @@ class Window(Policy):
         return frozenset(Granularity)
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
-        """Nothing to say: the windows are enforced by the base class."""
+        """Abstain: the base class enforces the windows."""
         return Vote.abstain("inside the window")

@@ -338,6 +338,56 @@ def test_what_is_computed_after_an_estimate_is_exact_but_not_dense() -> None:
         assert [r.point.age for r in last] == ages
 
 
+def test_an_estimate_of_what_history_went_into_is_not_exact() -> None:
+    @frozen(kw_only=True)
+    class Both(Policy):
+        """Holds the first half and estimates the second."""
+
+        forecasts = ("none", "hold")
+
+        def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
+            return ((0, 2), (2, blocks))
+
+        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+            return Vote.reuse(forecast="hold" if point.span == (0, 2) else "none")
+
+    session, _, outputs = run(Both(at="block"), xs := latents(2), anchor="guess")
+    assert torch.equal(outputs[0], guess(toy.through(xs[0], 0, 2)))
+    assert [(r.outcome.reused, r.exact) for r in session.records] == [
+        (False, True),
+        (True, True),
+        (True, False),
+        (True, False),
+    ]
+    assert session.report().estimated == 1
+
+
+def test_what_is_computed_beside_a_rebuilt_branch_is_not_exact() -> None:
+    """At CFG it is told around the conditional prediction, which history went into."""
+
+    @frozen(kw_only=True)
+    class Cond(Policy):
+        """Rebuilds the conditional branch of every second step."""
+
+        branches = "independent"
+
+        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+            return Vote.reuse() if point.branch == "cond" and point.step % 2 else Vote.compute()
+
+    @frozen(kw_only=True)
+    class Exact(Masked):
+        """Computes; stores what is exact."""
+
+        exact_history = True
+
+    model, xs = Scripted(), latents(4)
+    with mixcache.enable(model, [Cond(), Exact(at="cfg", mask="1")]) as session:
+        follow(session, model, xs, [[2 * x, 3 * x] for x in xs], branches=("cond", "uncond"))
+    beside = [r for r in session.records if r.point.granularity is Granularity.CFG]
+    assert [(r.exact, r.dense) for r in beside] == [(True, True), (False, True)] * 2
+    assert [r.point.age for r in beside] == [None, 1, 2, 1]
+
+
 # a state
 
 

@@ -67,7 +67,7 @@ def test_noise_and_clean_are_what_they_say(prediction: str, sigma: float, seed: 
     st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
 )
 def test_decoding_undoes_encoding(name: str, prediction: str, sigma: float, seed: int, dtype: torch.dtype) -> None:
-    """At every noise level where both exist, to the rounding that 1/q amplifies; in the output's dtype, no alias."""
+    """At every noise level where both exist, to the rounding that 1/q amplifies; no alias."""
     basis, point = catalogue.build("basis", name), at(prediction, sigma)
     streams = tensors(seed, dtype)
     output, anchor = (streams[0], streams[1] * 2), (streams[1], streams[0])
@@ -83,7 +83,7 @@ def test_decoding_undoes_encoding(name: str, prediction: str, sigma: float, seed
     slack = torch.finfo(dtype).eps * 8 * (1 + (1 + abs(pair[0])) / abs(pair[1]))
     for was, now, stored, a in zip(output, back, z, anchor):
         assert (was - now).abs().max() <= slack * (1 + was.abs().max() + a.abs().max())
-        assert stored.dtype == now.dtype == dtype
+        assert stored.dtype == now.dtype == torch.promote_types(dtype, torch.float32)  # at STEP, z keeps all bits
         assert stored.data_ptr() not in (was.data_ptr(), a.data_ptr())
         assert now.data_ptr() not in (stored.data_ptr(), a.data_ptr())
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -328,6 +326,11 @@ def test_an_anchor_that_fails_is_named() -> None:
     check(r"anchor Odd\(\) raised ZeroDivisionError: by plan", Good(), anchor=anchor(fails))
 
 
+def test_an_anchor_whose_state_cannot_be_made_is_named() -> None:
+    odd = frozen(type("Odd", (type(anchor(tuple)),), {"__doc__": "Odd.", "stateful": True, "State": fails}))()
+    check(r"anchor Odd\(\) raised ZeroDivisionError: by plan", Good(), anchor=odd, forecast="none")
+
+
 @pytest.mark.parametrize("cost", [-0.1, 1.1, math.nan, math.inf, "dear", None])
 def test_the_cost_of_an_anchor_is_a_share_and_checked_when_it_is_enabled(cost: Any) -> None:
     odd = frozen(type("Odd", (type(anchor(lambda x: x)),), {"__doc__": "Odd.", "cost": cost}))()
@@ -424,21 +427,13 @@ def test_a_hook_that_fails_when_the_run_ends_is_named_and_the_cache_is_gone(hook
         fails()
 
     hooked(mixcache_run_ended=mixcache_run_ended)
-    kept: list[weakref.ref[Tensor]] = []
-
-    @frozen
-    class Looks(Forecaster):
-        """Holds, and lets the test watch what is stored."""
-
-        def forecast(self, history: Sequence[Entry], point: Point, beside: Beside) -> Streams:
-            kept.extend(weakref.ref(z) for entry in history for z in entry.z)
-            return tuple(z.clone() for z in history[-1].z)
-
-    with pytest.raises(PluginError, match="plugin 'odd' raised ZeroDivisionError: by plan"):
-        run(Good(), forecast=Looks())
-    gc.collect()
-    assert kept
-    assert [ref() for ref in kept] == [None] * len(kept)
+    model, (x, *_) = toy.Toy(), latents()
+    ends = pytest.raises(PluginError, match="plugin 'odd' raised ZeroDivisionError: by plan")
+    with mixcache.enable(model, Good(), adapter=toy.ADAPTER) as session:
+        with ends, session.run(2) as opened, torch.no_grad(), opened.step(0), opened.branch("cond"):
+            model(x)
+            assert opened.memory.store.held_bytes == x.nbytes
+        assert opened.memory.store.held_bytes == 0
 
 
 @pytest.mark.parametrize("how", ["hook", "policy"])

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import define, frozen
 
 import mixcache
-from mixcache import Point, Policy, Reading, Session, Vote
+from mixcache import Anchor, Beside, Point, Policy, Reading, Session, Signal, Streams, Tensors, Vote
 from mixcache.core import loop, store
 from tests.zoo.pipelines import Tiny
 
@@ -92,6 +92,66 @@ def test_spans_of_blocks_read_the_device_once_a_measured_visit(tiny_wan_random: 
     static, _ = extra_transfers(tiny_wan_random, "static:every=1,at=block", 9)
     measuring, session = extra_transfers(tiny_wan_random, "firstblock:threshold=0", 9)
     assert measuring - static == sum(any(v is not None for v in r.reading.values()) for r in session.records) == 16
+
+
+def smoothed(t: Tensors) -> torch.Tensor | None:
+    """How far what enters is from its running mean, which the signal keeps."""
+    mean = t.own.get("mean")
+    t.own["mean"] = t.anchor.clone() if mean is None else (mean + t.anchor) / 2
+    return None if mean is None else t.norm(t.anchor - mean)
+
+
+@frozen(kw_only=True)
+class Everything(Policy):
+    """Computes, but reads signals of every sort, and learns of those that come late."""
+
+    signals = (
+        Signal(name="smoothed", measure=smoothed, keeps=True),
+        Signal(name="twice", derive=lambda r: r["smoothed"] and 2 * r["smoothed"], requires=("smoothed",)),
+        "sum(twice)",
+        "sum(anchor_change)",
+        "forecast_error",
+    )
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        return Vote.compute()
+
+    def learn(self, point: Point, reading: Reading, state: Any) -> None:
+        """That is told with the next visit's readings."""
+
+
+def test_signals_of_every_sort_share_one_transfer(random_tiny: Tiny) -> None:
+    """Kept tensors, derived ones, sums, and what is learned on the branch that follows."""
+    static, _ = extra_transfers(random_tiny, "static:every=1", 9)
+    measuring, session = extra_transfers(random_tiny, Everything(), 9)
+    told = [r for r in session.records if r.learned or any(v is not None for v in r.reading.values())]
+    assert measuring - static == len(told) > 0
+    assert any(r.learned for r in told)
+
+
+@frozen
+class Half(Anchor):
+    """Half of what enters, remembering it."""
+
+    stateful = True
+
+    @define
+    class State:
+        """What entered last."""
+
+        last: torch.Tensor | None = None
+
+    def make(self, entering: Streams, point: Point, state: Any, beside: Beside) -> Streams:
+        state.last = entering[0]
+        return tuple(0.5 * x for x in entering)
+
+
+@pytest.mark.parametrize("forecast", ["none", "hold"])
+def test_an_anchor_of_ones_own_reads_nothing(tiny_wan_random: Tiny, forecast: str) -> None:
+    plain, _ = extra_transfers(tiny_wan_random, "static:every=3", 9)
+    own, session = extra_transfers(tiny_wan_random, "static:every=3", 9, anchor=Half(), forecast=forecast)
+    assert own == plain
+    assert session.report().evaluations < session.report().evaluations_uncached
 
 
 @frozen(kw_only=True)

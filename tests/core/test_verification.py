@@ -217,6 +217,28 @@ def test_what_was_measured_before_the_shape_changed_is_forgotten() -> None:
     assert told == []
 
 
+def test_what_a_place_told_before_its_own_shape_changed_is_forgotten() -> None:
+    """Nothing that is remembered crosses a shape."""
+    told: list[int] = []
+
+    @frozen(kw_only=True)
+    class Steps(Policy):
+        """Computes every step, and learns where something inside of it was rebuilt."""
+
+        signals = (Signal(name="size", measure=lambda t: t.norm(t.output), when="reused"),)
+        exact_history = True
+
+        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+            return Vote.compute()
+
+        def learn(self, point: Point, reading: Reading, state: Any) -> None:
+            told.append(point.step)
+
+    xs = latents(6)
+    run([Steps(), *mixcache.Recipe.of("schedule:101101,at=block").policies], [*xs[:5], xs[5][:1]])
+    assert told == [1]  # and not 4, after which the shape changed
+
+
 def test_what_was_measured_where_the_cache_has_no_room_is_forgotten() -> None:
     told: list[int] = []
 

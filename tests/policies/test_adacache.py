@@ -1,4 +1,4 @@
-"""AdaCache against its rule written out: distance a step, looked up in a codebook, says when to compute next."""
+"""AdaCache against its rule written out: the distance per step, looked up in a codebook, says when to compute next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.zoo.pipelines import Tiny
 
 
 def schedule(distance: float, codebook: str, steps: int = 20) -> list[int]:
-    """The computed steps where every compute measures this distance a step."""
+    """The computed steps where every compute measures this distance per step."""
     policy, computed = AdaCache(codebook=codebook), [0]
     readings: list[dict[str, Any]] = [{"increment_change": None}] * steps
     for _ in range(steps):  # what a compute measures is known afterwards, and stays known until the next

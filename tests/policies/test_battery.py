@@ -10,7 +10,7 @@ from hypothesis import settings
 
 import mixcache
 from mixcache import Granularity, Point, Policy, Reading, Vote, catalogue
-from mixcache.testing import check_policy
+from mixcache.testing import check_policy, simulate
 from mixcache_policies import (
     AdaCache,
     BWCache,
@@ -25,6 +25,7 @@ from mixcache_policies import (
     MagCache,
     MixCache,
     Schedule,
+    SpeCa,
     Static,
     TaylorSeer,
     TeaCache,
@@ -60,7 +61,10 @@ CONFIGURATIONS = [
     MixCache(),
     MixCache(threshold=2.0, longest_run=2, first_steps=1, among="step/cfg"),
     MixCache(choice="paper", settle=5.0, threshold=1.0, influence={"step": [1.0, 2.0], "cfg": [0.5]}),
+    SpeCa(),
+    SpeCa(threshold=5.0, decay=0.5, first_steps=0, last_steps=0, longest_run=None, order=2),
     Static(),
+    Static(blocks=5, at="block", every=3),
     Static(every=4, first_steps=0, last_steps=0, longest_run=2),
     TaylorSeer(),
     TaylorSeer(every=3, first_steps=3, next_full=2, last_steps=1, at="step"),
@@ -195,3 +199,143 @@ def test_an_unknown_signal_is_an_error() -> None:
 
     with pytest.raises(mixcache.UnknownNameError, match="Did you mean 'anchor_change'"):
         check_policy(Asks())
+
+
+# every place where a policy decides is tried
+
+
+STEP, BLOCK = Granularity.STEP, Granularity.BLOCK
+EVERYWHERE = frozenset(Granularity)
+
+
+@attrs.frozen(kw_only=True)
+class Everywhere(Policy):
+    """Reuses small changes at all levels and in two spans of blocks; what it remembers is by place."""
+
+    signals = ("anchor_change", "sum(predicted_change)")
+    forecasts = ("linear",)
+    branches = "independent"
+
+    @attrs.define
+    class State:
+        """How often the place was visited, and at which places (they are one if the state is shared)."""
+
+        visits: int = 0
+        paths: set[str] = attrs.field(factory=set)
+
+    @property
+    def granularities(self) -> frozenset[Granularity]:
+        return EVERYWHERE
+
+    def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
+        return (1, 4), (4, blocks - 1)
+
+    def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
+        """The two spans are rebuilt in different ways."""
+        return ("output", "hold") if span == (1, 4) else ("residual", None)
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        if point.granularity is not STEP and not state.visits and point.age is not None:
+            raise RuntimeError("this place has a history, but its state has none")
+        change = reading["anchor_change"]
+        if change is None or state.visits % 3 == 0 or not change < 0.1:
+            return Vote.compute("large")
+        return Vote.reuse("small", error=change, forecast="linear" if point.span == (4, point.blocks - 1) else None)
+
+    def observe(self, point: Point, outcome: mixcache.Outcome, state: Any) -> None:
+        state.visits += 1
+        state.paths.add(point.path)
+        if not type(self).one_state and len(state.paths) > 1:
+            raise RuntimeError("places share a state that must not")
+
+
+@attrs.frozen(kw_only=True)
+class Shared(Everywhere):
+    """The same with one state for both spans."""
+
+    one_state = True
+    branches = "leader"
+
+    @property
+    def granularities(self) -> frozenset[Granularity]:
+        return frozenset((BLOCK,))
+
+
+@pytest.mark.parametrize("policy", [Everywhere(), Everywhere(longest_run=2, first_steps=1), Shared()], ids=repr)
+def test_a_policy_of_all_levels_and_two_spans_passes(policy: Policy) -> None:
+    check_policy(policy, examples=EXAMPLES)
+
+
+def test_simulate_visits_every_place_of_every_call() -> None:
+    """A record is kept when a visit ends, so what lies inside comes first."""
+    records = simulate([Everywhere()], [{"anchor_change": 1.0}] * 6, branches=("cond", "uncond", "skip"))
+    inside = ["blocks[1:4]", "blocks[4:11]"]
+    for step in range(2):
+        for branch in ("cond", "uncond", "skip"):
+            found = [r.point.path for r in records if r.point.step == step and r.point.branch == branch]
+            assert found == [*inside, *([] if branch == "cond" else ["cfg"]), "step"]
+    alone = simulate([Everywhere()], [{"anchor_change": 1.0}])
+    assert [r.point.path for r in alone] == [*inside, "cfg", "step"]
+
+
+@attrs.frozen(kw_only=True)
+class Broken(Everywhere):
+    """Breaks a law, at one place alone."""
+
+    place: str = "cfg"
+    how: str = "raises"
+
+    def here(self, point: Point) -> bool:
+        return point.path == self.place
+
+    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
+        if not self.here(point):
+            return Vote.compute("elsewhere")
+        if self.how == "raises":
+            raise RuntimeError("cannot decide here")
+        if self.how == "silent":
+            return None  # type: ignore[return-value]
+        if self.how == "counts":
+            state.visits += 1
+        if self.how == "reads":
+            return Vote.reuse() if reading["output_change"] else Vote.compute()
+        if self.how == "names":
+            return Vote.reuse(forecast="adams")
+        return Vote.reuse("always")
+
+    def guard_vote(self, point: Point, reading: Reading) -> Vote | None:
+        return None if self.how == "unguarded" and self.here(point) else Policy.guard_vote(self, point, reading)
+
+    def observe(self, point: Point, outcome: mixcache.Outcome, state: Any) -> None:
+        """Counts nothing, so that only a vote could."""
+
+
+PLACES = ["step", "cfg", "blocks[1:4]", "blocks[4:11]"]
+SAID = {
+    "raises": "cannot decide here",
+    "silent": "must return a Vote",
+    "counts": "must not change the state",
+    "reads": "does not name in `signals`",
+    "names": "not in its `forecasts`",
+    "unguarded": "although it measured",
+}
+
+
+@pytest.mark.parametrize("how", SAID)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_policy_that_breaks_a_law_at_one_place_alone_is_found_out(place: str, how: str) -> None:
+    with pytest.raises((AssertionError, mixcache.PluginError), match=SAID[how]):
+        check_policy(Broken(place=place, how=how))
+
+
+@attrs.frozen(kw_only=True)
+class Wishes(Everywhere):
+    """Wants to be rebuilt in a way that nobody knows, in its second span alone."""
+
+    def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
+        return ("residual", "guess") if span == (4, 11) else (None, None)
+
+
+def test_a_forecaster_that_nobody_registered_is_found_out() -> None:
+    with pytest.raises(mixcache.UnknownNameError, match="guess"):
+        check_policy(Wishes())

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import mixcache
 from mixcache.testing import simulate
 from mixcache_policies import DBCache, ErrorBudget, FirstBlock, Static, Window
-from tests.zoo.flows import Affine, Trial, euler
 from tests.helpers import reused_steps
+from tests.zoo.flows import Affine, Trial, euler
 from tests.zoo.pipelines import Tiny
 
 EAGER = Static(every=1000, first_steps=0, last_steps=0)
@@ -126,7 +126,7 @@ def test_guards_alone_compute_and_are_refused(tiny_wan_random: Tiny, guards: lis
     readings = [{"predicted_change": 0.1}] * 5
     assert not any(r.outcome.reused for r in simulate(guards, readings))
     for refused in (mixcache.Recipe.of(guards).plan, lambda: mixcache.enable(tiny_wan_random.pipe, guards)):
-        with pytest.raises(mixcache.ConfigurationError, match="nothing could ever be reused: .* only guard"):
+        with pytest.raises(mixcache.ConfigurationError, match=r"nothing could ever be reused: .* only guard"):
             refused()
 
 

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 import mixcache
 from mixcache import ConfigurationError, Granularity, Record, load_calibration
-
 from mixcache.testing import simulate
-
 from mixcache_models import tiny_wan
 from mixcache_policies import MixCache
 from tests.conftest import built
