@@ -5,7 +5,7 @@ Each level is a visit of the one loop; this file only says what enters a place a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,13 +17,12 @@ from torch import Tensor
 from mixcache.core.loop import Loop
 from mixcache.core.plan import Plan
 from mixcache.core.points import Granularity, Point
-from mixcache.core.signals import SideInput
 from mixcache.core.store import Ticket
 from mixcache.core.streams import Input, Streams, Value, form_of
 from mixcache.core.trace import Record
 from mixcache.host.adapter import ModelAdapter
 from mixcache.host.guidance import ModelCall
-from mixcache.host.outputs import NotCacheable
+from mixcache.host.outputs import NotCacheable, Packing
 from mixcache.host.own_loop import Run
 from mixcache.host.patch import arguments_of
 from mixcache.host.protocol import Call, Forward, Host, Place
@@ -61,13 +60,9 @@ class Calls:
 
     def lay_out(self, component: str, model: Any) -> Layout:
         """The spans of blocks that the plan's policies decide about."""
-        layout = Layout.of(model, self.adapters[component], self.plan.deciding(Granularity.BLOCK), self._side_inputs)
+        layout = Layout.of(model, self.adapters[component], self.plan)
         self._layouts[id(model)] = layout
         return layout
-
-    def _side_inputs(self, span: tuple[int, int], blocks: int) -> Sequence[SideInput]:
-        site = self.plan.site(Granularity.BLOCK, span, blocks)
-        return [self.plan.side_inputs[name] for name in sorted(site.side_inputs)]
 
     def forward(self, model: Any, forward: Forward, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of a model: place it in its run, and let the loop decide about it."""
@@ -97,7 +92,8 @@ class Calls:
             run.packings[call.component] = model_call.packing
         if model_call.streams is value.streams:
             return model_call.result
-        return run.packings[call.component].pack(value.streams, model_call.arguments.get("return_dict"))
+        packing = run.packings.get(call.component, Packing())
+        return packing.pack(value.streams, model_call.arguments.get("return_dict"))
 
     def block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One block of a model: part of the call in progress in this thread or task, if that is cached."""
@@ -185,8 +181,8 @@ class Calls:
             clean = not whole or (whole[0].exact and whole[0].dense)
             if len(done) == len(values) and clean:
                 return whole[0]
-            clean = clean or entering.paid > 0.0  # then it was computed by itself
-            values["cond"] = Value(entering.get(), clean, clean)
+            alone = clean or entering.paid > 0.0  # computed by itself
+            values["cond"] = Value(entering.get(), alone, alone)
             joined = tuple(map(torch.cat, zip(*(values[name].streams for name in order))))
             return Value(joined, all(v.exact for v in values.values()), all(v.dense for v in values.values()))
 

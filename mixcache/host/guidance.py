@@ -30,6 +30,7 @@ class ModelCall:
     result: Any = None
     streams: Streams | None = None
     packing: Packing | None = None
+    again: Streams | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -43,8 +44,10 @@ class ModelCall:
         return self.streams
 
     def plain(self) -> Streams:
-        """The whole forward once more, without keeping its result."""
-        return unpack(self.forward(*self.args, **self.kwargs), self.model, self.latent)[0]
+        """The whole forward beside the call, once: what the model gives by itself."""
+        if self.again is None:
+            self.again = unpack(self.forward(*self.args, **self.kwargs), self.model, self.latent)[0]
+        return self.again
 
     def parts(self, latent: Tensor) -> int:
         """How many equal parts the batch of latents has; 1 if they are all different. Reads the device."""

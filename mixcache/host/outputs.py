@@ -27,11 +27,11 @@ class Packing:
 
     kind: the type of what it returned. names: the fields of a record. cut: the dimension along which the first tensor
     was cut into the prediction (of the latent's size) and what stands beside it, such as a variance; `None` if it was
-    not.
+    not. By default the record that diffusers' transformers return.
     """
 
-    kind: type[Any]
-    names: tuple[str, ...] = ()
+    kind: type[Any] = Transformer2DModelOutput
+    names: tuple[str, ...] = ("sample",)
     cut: int | None = None
 
     def pack(self, streams: Streams, return_dict: bool | None) -> Any:

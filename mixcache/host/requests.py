@@ -199,9 +199,8 @@ class Requests(Generic[M]):
             run = self._runs.get(key)
         step = call.step
         if step is None and schedule is not None:
-            begins = run is None or run.schedule is not schedule
-            index = schedule.begin if begins else self._host.position(call.timestep)
-            step = 0 if index is None else schedule.relative(index)
+            goes_on = run is not None and run.schedule is schedule
+            step = schedule.relative(self._host.position(call.timestep) if goes_on else schedule.begin) or 0
         num_steps = call.num_steps if schedule is None else schedule.num_steps
         if step is None or num_steps is None:
             if self._host.solver() is not None:
@@ -212,8 +211,8 @@ class Requests(Generic[M]):
             )
         if schedule is None and not named and self._is_mixed(run, call, step):
             return None
-        if not 0 <= step < num_steps:
-            return None  # after the run's last step, or before its first: a warm-up, a reference image
+        if not 0 <= step < num_steps:  # a warm-up, a reference image
+            return None
         if run is None or run.schedule is not schedule or run.num_steps != num_steps:
             run = self._open(key, num_steps, schedule, call)
         elif run.repeats(call, step):

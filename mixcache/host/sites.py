@@ -6,7 +6,7 @@ everybody's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from mixcache.core.hooks import hookimpl
+from mixcache.core.plan import Plan
 from mixcache.core.points import Granularity, Point
 from mixcache.core.policy import Policy
 from mixcache.core.signals import SideInput, Signal, relative_change
@@ -124,17 +125,10 @@ class Layout:
         return frozenset(i for first, last in self.spans for i in range(first, last))
 
     @classmethod
-    def of(
-        cls,
-        model: Any,
-        adapter: ModelAdapter,
-        policies: Sequence[Policy],
-        asked: Callable[[tuple[int, int], int], Sequence[SideInput]],
-    ) -> Layout:
+    def of(cls, model: Any, adapter: ModelAdapter, plan: Plan) -> Layout:
         """Cut the blocks wherever a policy asks for it, and where the streams change.
 
-        asked: the side inputs that the site of a span wants. Raises `AttachError` for a model whose blocks nobody
-        described, `ConfigurationError` for a span outside them.
+        Raises `AttachError` for a model whose blocks nobody described, `ConfigurationError` for a span outside them.
         """
         if not adapter.blocks:
             raise AttachError(
@@ -142,11 +136,12 @@ class Layout:
                 "between them forbids it. Use policies at 'step' or 'cfg'."
             )
         kinds = tuple(kind for kind in adapter.blocks for _ in getattr(model, kind.path))
-        wanted = [span for policy in policies for span in _spans(policy, model, len(kinds))]
+        wanted = [span for policy in plan.deciding(Granularity.BLOCK) for span in _spans(policy, model, len(kinds))]
         seams = {i for i in range(1, len(kinds)) if kinds[i].streams != kinds[i - 1].streams}
         cuts = sorted({cut for span in wanted for cut in span} | seams)
         pieces = tuple((a, b) for a, b in pairwise(cuts) if any(x <= a and b <= y for x, y in wanted))
-        beside = {piece: tuple(asked(piece, len(kinds))) for piece in pieces}
+        sites = {piece: plan.site(Granularity.BLOCK, piece, len(kinds)) for piece in pieces}
+        beside = {p: tuple(plan.side_inputs[name] for name in sorted(site.side_inputs)) for p, site in sites.items()}
         if kinds[0].probe is None and any(one.name == "probe" for ones in beside.values() for one in ones):
             raise AttachError(
                 f"no adapter says what to probe on {type(model).__name__}, so 'probe_change' cannot be measured; give "

@@ -19,9 +19,9 @@ from attrs import evolve, field, frozen
 from typer.testing import CliRunner
 
 import mixcache
-from mixcache import Point, Policy, Reading, Recipe, Vote, ge
+from mixcache import Point, Policy, Reading, Recipe, Vote, catalogue, ge
 from mixcache.bench import as_uint8, generate, generation, load
-from mixcache.cli import app, demo
+from mixcache.cli import app
 from mixcache.cli.commands import COMMANDS
 from mixcache.core import trace
 from tests.zoo.clips import read_clip
@@ -190,12 +190,15 @@ def offered(wan_folder: Path) -> Iterator[str]:
     mixcache.unregister("pipeline", "toy")
 
 
+DEMO = catalogue.pipelines()["tiny_wan"].demo
+
+
 def test_demo_makes_clips_a_table_and_a_page(offered: str, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = run("demo", "--model", offered, "--out", out)
     assert result.exit_code == 0, result.stderr
     page = (out / "index.html").read_text()
-    for text in demo.POLICIES:
+    for text in DEMO:
         label = str(Recipe.parse(text))
         assert label in page
         assert label.split(" @")[0] in result.stdout
@@ -210,7 +213,7 @@ def test_demo_makes_clips_a_table_and_a_page(offered: str, tmp_path: Path) -> No
 
 
 def test_the_demos_policies_can_be_built() -> None:
-    assert len({str(Recipe.parse(text)) for text in demo.POLICIES}) >= 2
+    assert len({str(Recipe.parse(text)) for text in DEMO}) >= 2
 
 
 # plugins and help
