@@ -295,5 +295,3 @@ class Loop:
             learned=ticket.learned,
         )
         self._keep(ticket.record)
-        if point.last:
-            self.store.drop(slot)

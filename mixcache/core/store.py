@@ -224,13 +224,11 @@ class Store:
             self._count(slot)
         self.peak_bytes = max(self.peak_bytes, self._held)
 
-    def drop(self, slot: Slot) -> None:
-        """A slot is not needed any more; what was measured there last may still be read."""
-        after = slot.after
-        slot.after = {}
-        slot.drop()
-        slot.after = after
-        self._count(slot)
+    def forget(self) -> None:
+        """Drop every tensor of every place."""
+        for slot in self._slots.values():
+            slot.drop()
+            self._count(slot)
 
     @property
     def held_bytes(self) -> int:

@@ -84,8 +84,9 @@ class Calls:
             raise
         if place.ordinal == 0 and self.plan.uses(Granularity.CFG):
             run.leading = (place.step, value)
-        if run.complete:  # nothing comes after it
+        if run.complete:  # nothing comes after it, and the decoder wants the room
             run.leading = None
+            run.memory.store.forget()
         if run.ledger is not None:
             self._note(run, place, call.component, model_call, latent, value)
         if model_call.packing is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ def guidance_of(pipeline: Any, component: str, model: Any) -> float | None:
     """The scale with which a pipeline combines its branches, where that is all that it does with them."""
     second = getattr(pipeline, "guidance_scale_2", None) if component.endswith("_2") else None
     scale = getattr(pipeline, "guidance_scale", None) if second is None else second
+    if "true_cfg_scale" in inspect.signature(pipeline.__call__).parameters:
+        return None  # two scales: which of them combines the branches is not known
     other = getattr(pipeline, "guidance_rescale", 0.0) or getattr(
         getattr(model, "config", None), "guidance_embeds", False
     )

@@ -27,6 +27,10 @@ def read_schedule(noise_scheduler: Any, prediction: Prediction | None, begin: in
     if kind == "flow" and sigmas is not None and len(sigmas) >= count:
         places = [*torch.as_tensor(sigmas).tolist(), 0.0]
         levels = [NoiseLevel.flow(*pair) for pair in list(pairwise(places))[:count]]
+        if (
+            count > 1 and places[0] < places[count - 1]
+        ):  # counted from the noise up, and the velocity is towards the clean
+            levels = [NoiseLevel(sigma=1 - s, alpha=s, until=1 - u, sign=-1.0) for s, u in pairwise(places)][:count]
     elif kind != "flow" and hasattr(noise_scheduler, "alphas_cumprod"):
         table = torch.as_tensor(noise_scheduler.alphas_cumprod).tolist()
         kept = np.interp(torch.as_tensor(timesteps).tolist(), np.arange(len(table)), table)

@@ -14,7 +14,7 @@ from mixcache.errors import AttachError
 
 
 class NotCacheable(AttachError):
-    """A model returned more than tensors; `result` is what it returned, and is passed on as it is."""
+    """A model returned more than one tensor; `result` is what it returned, and is passed on as it is."""
 
     def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class Packing:
 def unpack(result: Any, model: Any, latent: Tensor) -> tuple[Streams, Packing]:
     """The streams in what a model returned for this latent, and how to pack them again.
 
-    Raises `NotCacheable` where there is more than tensors, such as caches of the model's own.
+    Raises `NotCacheable` where there is more than one tensor: nothing tells yet what the others are rebuilt around.
     """
     names: tuple[str, ...] = ()
     if isinstance(result, Tensor):
@@ -64,9 +64,9 @@ def unpack(result: Any, model: Any, latent: Tensor) -> tuple[Streams, Packing]:
         tensors = [value for value in result if value is not None]
     else:
         tensors = []
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
         kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or type(result).__name__
-        raise NotCacheable(f"{type(model).__name__} returned more than tensors ({kinds})", result)
+        raise NotCacheable(f"{type(model).__name__} returned more than one tensor ({kinds})", result)
     cut = _cut(tensors[0], latent)
     if cut is not None:
         size = latent.shape[cut]
