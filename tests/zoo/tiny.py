@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import field, frozen
 
@@ -27,10 +29,25 @@ class Tiny:
             "num_inference_steps": self.steps if steps is None else steps,
             "output_type": "latent",
             "generator": torch.Generator().manual_seed(seed),
+            "return_dict": False,
             **self.arguments(batch),
             **changes,
         }
-        return self.pipe(return_dict=False, **given)[0]
+        taken = inspect.signature(self.pipe.__call__).parameters
+        result = self.pipe(**{name: value for name, value in given.items() if name in taken})
+        return tensor_of(result)
+
+
+def tensor_of(result: Any) -> torch.Tensor:
+    """All that a pipeline returned, flat: latents, arrays, pictures, several of these (video and sound)."""
+    if isinstance(result, torch.Tensor):
+        return result
+    if isinstance(result, dict):
+        result = list(result.values())
+    if isinstance(result, (list, tuple)):
+        parts = [tensor_of(one) for one in result if one is not None]
+        return parts[0] if len(parts) == 1 else torch.cat([part.flatten().float() for part in parts])
+    return torch.from_numpy(np.array(result))
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
