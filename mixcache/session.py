@@ -26,11 +26,14 @@ from mixcache.core.tables import Calibrations
 from mixcache.core.trace import Header, Record, Writer, amend
 from mixcache.errors import ConfigurationError, NothingReusedWarning
 from mixcache.host.adapter import ModelAdapter, adapter_for, check_adapter
+from mixcache.host.blocks import on_block
 from mixcache.host.bounds import Bound
 from mixcache.host.calls import Calls
 from mixcache.host.diffusers import BareHost, PipelineHost, is_pipeline, models_of
 from mixcache.host.own_loop import Run
 from mixcache.host.patch import Attachment, block_hook, check_compiled, root_hook
+from mixcache.host.protocol import Host
+from mixcache.host.sites import Layout
 from mixcache.recipe import Recipe
 
 
@@ -71,15 +74,17 @@ class Session:
         for granularity in Granularity:
             plan.check(granularity)
         self.calibrated = evolve(recipe, policies=plan.policies)
-        host = PipelineHost(target) if is_pipeline(target) else BareHost()
+        host: Host = PipelineHost(target) if is_pipeline(target) else BareHost()
+        self._host = host
         self._calls = Calls(plan, host, adapters, self._keep, self._ended)
+        self._calls.layouts.attach = self._attach_blocks
         if trace_file is not None:
             self._trace = Writer(trace_file, self.header())
         try:
             for name, model in self._models.items():
                 self._attachments.append(Attachment(model, root_hook(name, self._calls.forward, self._calls.finished)))
                 if plan.uses(Granularity.BLOCK):
-                    self._attach_blocks(name, model)
+                    self._calls.layouts.lay_out(model, adapters[name])
         except BaseException:
             self.disable()
             raise
@@ -96,6 +101,7 @@ class Session:
             attachment.detach()
         self._attachments.clear()
         self._calls.requests.end_all()
+        self._host.hush()
         if self._trace is not None:
             self._trace.close()
             self._trace = None
@@ -183,7 +189,8 @@ class Session:
         notes = self._calls.notes | self._calls.requests.notes
         if not self._calls.requests.count:
             return tuple(sorted(notes))
-        why = {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
+        told = any(note.startswith("guidance branches were not skipped") for note in notes)
+        why = {} if told else {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
         for policy in self.plan.policies:
             for granularity in () if policy.guard else policy.granularities:
                 if granularity not in self._tally.counts:
@@ -216,11 +223,10 @@ class Session:
             self._warned = True
             warnings.warn(f"mixcache: {note}", NothingReusedWarning, stacklevel=2)
 
-    def _attach_blocks(self, component: str, model: Any) -> None:
-        layout = self._calls.lay_out(component, model)
+    def _attach_blocks(self, layout: Layout) -> None:
         for index, block in layout.modules():
             check_compiled(block, inside=False)
-            self._attachments.append(Attachment(block, block_hook(self._calls.block, index)))
+            self._attachments.append(Attachment(block, block_hook(on_block, index)))
 
 
 def fingerprint(model: Any) -> str:

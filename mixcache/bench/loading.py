@@ -97,8 +97,8 @@ def load(name: str, device: str = "auto", dtype: str | None = None) -> Model:
     device: "auto" takes CUDA if there is one. dtype: float32 on a CPU and bfloat16 elsewhere, if `None`. Raises
     `ConfigurationError` for a model, device or dtype that is not there.
     """
-    where = _device(device)
-    precision = _dtype(dtype, where)
+    where = find_device(device)
+    precision = find_dtype(dtype, where)
     known = catalogue.pipelines().get(name)
     source = str(known.path) if known is not None else _source(name)
     local = Path(source).is_dir()
@@ -181,7 +181,8 @@ def _source(name: str) -> str:
     )
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes CUDA if there is one. `ConfigurationError` for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -194,7 +195,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+def find_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of that name; float32 on a CPU and bfloat16 elsewhere, if `None`. `ConfigurationError` otherwise."""
     if name is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     try:

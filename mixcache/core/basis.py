@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixcache.core.points import Granularity, NoiseLevel, Point
 from mixcache.core.streams import Streams
-from mixcache.errors import ConfigurationError, PluginError
+from mixcache.errors import ConfigurationError, PluginError, called
 
 SINGULAR = 1e-6
 """A coefficient smaller than this is not divided by: the point computes instead."""
@@ -51,6 +51,14 @@ class Basis:
             )
         return pair
 
+    def unfit(self, output: Streams, anchor: Streams, point: Point) -> str | None:
+        """Why an output cannot be told around this anchor, if so: it is related to it, and has another shape."""
+        pair = called(("basis", self), self.checked, point)
+        for a, o in zip(anchor, output):
+            if pair is not None and pair[0] != 0.0 and a.shape != o.shape:
+                return f"output of {tuple(o.shape)} beside an anchor of {tuple(a.shape)}, which wants basis='output',"
+        return None
+
     def encode(self, output: Streams, anchor: Streams, point: Point) -> Streams | None:
         """z of `output`, in its dtype, at STEP in at least float32; `None` where z cannot be formed (it is not stored).
 
@@ -60,12 +68,6 @@ class Basis:
         if pair is None:
             return None
         p, q = pair
-        for a, o in zip(anchor, output):
-            if p != 0.0 and a.shape != o.shape:
-                raise ConfigurationError(
-                    f"basis={self.name!r} relates the output to the anchor, but their shapes differ: "
-                    f"{tuple(o.shape)} and {tuple(a.shape)}; use basis='output'."
-                )
         wide = point.granularity is Granularity.STEP  # small there, and a change of variable may amplify its rounding
         pairs = zip_longest(anchor[: len(output)], output)
         return tuple([_mix(p, a, q, o, _wide(o.dtype) if wide else o.dtype) for a, o in pairs])

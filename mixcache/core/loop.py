@@ -199,8 +199,8 @@ class Loop:
         forecaster, anchor = site.forecaster(forecast), site.key(anchor)
         stateful = site.anchors[anchor].stateful
         history = tuple(slot.histories.get(anchor, ())) if forecaster.depth else ()
-        if not history and (forecaster.depth or (stateful and slot.no_room)):
-            return None, "no room in the cache" if slot.no_room else "no history"
+        if ticket.entering.done or (not history and (forecaster.depth or (stateful and slot.no_room))):
+            return None, "no room in the cache" if slot.no_room else slot.unfit or "no history"
         around = self._anchor(ticket, anchor)
         if self.plan.offload is not None:
             history = tuple(entry.to(around[0].device) for entry in history)
@@ -234,7 +234,8 @@ class Loop:
         """One entry of the history that is told around this anchor."""
         slot, site, point = ticket.slot, ticket.site, ticket.point
         around = self._anchor(ticket, spec)
-        z = called(("basis", site.basis), site.basis.encode, output.streams, around, point)
+        slot.unfit = site.basis.unfit(output.streams, around, point)
+        z = None if slot.unfit else called(("basis", site.basis), site.basis.encode, output.streams, around, point)
         if z is None or not slot.sound(z, at_once=self.plan.group is None):
             return
         beside = NOTHING_BESIDE

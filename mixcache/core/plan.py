@@ -11,7 +11,7 @@ from mixcache.core.anchors import Anchor, Entering
 from mixcache.core.basis import Basis, Residual
 from mixcache.core.forecast.base import Forecaster
 from mixcache.core.hooks import Hooks
-from mixcache.core.points import Granularity, Point
+from mixcache.core.points import Granularity, NoiseLevel, Point
 from mixcache.core.policy import Policy
 from mixcache.core.rules import Rule
 from mixcache.core.signals import OWN, Samples, SideInput, Signal, resolve
@@ -172,6 +172,15 @@ class Plan:
     def uses(self, granularity: Granularity) -> bool:
         """Whether any policy decides there; where none does, nothing is visited."""
         return granularity in self.used
+
+    def needs_level(self, *granularities: Granularity) -> bool:
+        """Whether a basis used there rests on what the model's output means at a noise level."""
+        unknown = NoiseLevel(sigma=0.5, alpha=0.5, sign=None)
+        for granularity in granularities:
+            point = Point(granularity=granularity, step=0, num_steps=2, level=unknown)
+            if self.uses(granularity) and self.site(granularity).basis.checked(point) is None:
+                return True
+        return False
 
     def check(self, granularity: Granularity) -> None:
         """Raise `ConfigurationError` if what is used there does not go together; at BLOCK, over all blocks."""

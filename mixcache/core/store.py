@@ -32,8 +32,8 @@ class Slot:
     one before. run_length: reuses in a row. sums: signals summed since the last compute.
     memory: tensors that signals compare with, by name ("previous:anchor"). own: tensors that a signal keeps for itself,
     by signal. states: what anchors remember. after: signals measured after the last compute, still on the device.
-    made: the form of the last computed output. total: the sum over what was stored last, until it is known to be
-    finite. trouble: what was found wrong with it at this visit.
+    unfit: why the last computed output could not be stored. made: its form. total: the sum over what was stored last,
+    until it is known to be finite. trouble: what was found wrong with it at this visit.
     """
 
     site: Any
@@ -51,6 +51,7 @@ class Slot:
     total: Tensor | None = None
     trouble: str | None = None
     no_room: bool = False
+    unfit: str | None = None
     counted: dict[int, int] = field(factory=dict)
 
     def tensors(self) -> list[Tensor]:
@@ -223,6 +224,12 @@ class Store:
             slot.no_room = True
             self._count(slot)
         self.peak_bytes = max(self.peak_bytes, self._held)
+
+    def release(self, address: Address) -> None:
+        """Drop every tensor of one place."""
+        slot = self._slots[address]
+        slot.drop()
+        self._count(slot)
 
     def forget(self) -> None:
         """Drop every tensor of every place."""

@@ -42,11 +42,11 @@ class Input:
     """What enters a place. It may cost something to know, and is then made when it is first needed.
 
     make: the streams, or a function that computes them. form: the form they have. exact: whether no history went into
-    them. paid: what making them cost in addition to computing the place, as a share of a whole model call; set by who
-    makes them.
+    them. done: whether the place was computed already, so that nothing can be rebuilt there. paid: what making them
+    cost in addition to computing the place, as a share of a whole model call; set by who makes them.
     """
 
-    __slots__ = ("_make", "_streams", "exact", "form", "paid")
+    __slots__ = ("_make", "_streams", "done", "exact", "form", "paid")
 
     def __init__(
         self,
@@ -54,12 +54,14 @@ class Input:
         form: Form | None = None,
         *,
         exact: bool = True,
+        done: bool = False,
     ) -> None:
         known = None if callable(make) else make
         self._streams = known
         self._make = make
         self.form = form_of(known) if form is None and known is not None else form or ()
         self.exact = exact
+        self.done = done
         self.paid = 0.0
 
     def get(self) -> Streams:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mixcache.core.points import Prediction
 from mixcache.core.tables import Calibration
-from mixcache.errors import AttachError, ConfigurationError
+from mixcache.errors import ConfigurationError
 
 Probe = Callable[[Any, Mapping[str, Any]], Tensor]
 
@@ -66,27 +65,6 @@ class ModelAdapter:
         fitting = sorted((c for c in self.calibrations if c.fits(model)), key=lambda c: len(c.match))
         return {calibration.policy: calibration for calibration in fitting}
 
-    def latent(self, model: Any, arguments: dict[str, Any]) -> Tensor:
-        """x_t out of a call's bound arguments: the anchor of a STEP point, in the model's own layout."""
-        latent = arguments.get(self.latent_argument)
-        if not isinstance(latent, Tensor):
-            raise AttachError(
-                f"{type(model).__name__}.forward was called without a tensor `{self.latent_argument}`, got "
-                f"{type(latent).__name__}; pass adapter=ModelAdapter(model={type(model).__name__!r}, "
-                "latent_argument=...) to enable()."
-            )
-        packed = latent.dim() == 3
-        dim = self.channel_dim if self.channel_dim is not None else -1 if packed else 1
-        config = getattr(model, "config", None)
-        given, taken, patch = (getattr(config, name, None) for name in ("out_channels", "in_channels", "patch_size"))
-        if not isinstance(given, int):
-            return latent
-        if packed and isinstance(patch, int):
-            given *= patch**2  # a packed token holds a patch; what the model returns is counted by pixel
-        if given >= latent.shape[dim] or (isinstance(taken, int) and given >= taken):
-            return latent
-        return latent.narrow(dim, 0, given)
-
 
 @frozen(kw_only=True)
 class PipelineFolder:
@@ -108,24 +86,12 @@ class PipelineFolder:
 
 
 def adapter_for(model: Any, adapters: Iterable[ModelAdapter]) -> ModelAdapter:
-    """The adapter of a model's class or of the nearest base class that has one.
-
-    A class nobody described gets a generic adapter if its `forward` takes `hidden_states`: that is all STEP needs.
-    Raises `AttachError` for one that does not.
-    """
+    """The adapter of a model's class or of the nearest base class that has one; else one that states nothing."""
     by_name = {adapter.model: adapter for adapter in adapters}
     for kind in type(model).__mro__:
         if kind.__name__ in by_name:
             return by_name[kind.__name__]
-    forward = getattr(type(model), "forward", None)
-    names = inspect.signature(forward).parameters if callable(forward) else ()
-    if "hidden_states" in names:
-        return ModelAdapter(model=type(model).__name__, generic=True)
-    raise AttachError(
-        f"no adapter knows {type(model).__name__}, and its forward takes no `hidden_states`; pass "
-        "adapter=ModelAdapter(model=..., latent_argument=...) to enable(). Adapters there are: "
-        f"{', '.join(sorted(by_name)) or 'none'}."
-    )
+    return ModelAdapter(model=type(model).__name__, generic=True)
 
 
 def check_adapter(adapter: Any) -> ModelAdapter:

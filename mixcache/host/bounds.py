@@ -110,11 +110,10 @@ def _on_cpu(noise_scheduler: Any) -> Any:
 
 @frozen(kw_only=True)
 class Call:
-    """What the ledger keeps of a model call: its step, branch and guidance, and the L2 error of the value used."""
+    """What the ledger keeps of one branch of an evaluation: its name, and the L2 error of the value used."""
 
     step: int
     branch: str
-    guidance: float | None
     error: float
 
 
@@ -122,52 +121,83 @@ class Call:
 class Ledger:
     """The audited errors of one run, and how fast the guided value changed with the latent.
 
-    solver: a copy of the noise scheduler as it was when the run began, or `None`. rates: by evaluation, the L2 change
-    of the true value over that of the latent, both since the evaluation before.
+    solver: a copy of the noise scheduler as it was when the run began, or `None`. watched: whether its steps are seen.
+    shares: by evaluation, the weights of its branches, as they were read off the solver's input. rates: by evaluation,
+    the L2 change of the true value over that of the latent, both since the evaluation before.
     """
 
     solver: Any = None
     num_steps: int = 0
+    watched: bool = False
     calls: list[Call] = field(factory=list)
     rates: dict[int, float] = field(factory=dict)
+    shares: dict[int, tuple[float, ...]] = field(factory=dict)
     scale: float = 0.0
     _step: int = -1
     _latent: Tensor | None = None
-    _values: dict[str, Tensor] = field(factory=dict)
+    _values: list[Tensor] = field(factory=list)
     _before: tuple[Tensor, Tensor] | None = None
 
-    def note(
-        self, step: int, branches: Sequence[str], guidance: float | None, *, latent: Tensor, used: Tensor, true: Tensor
-    ) -> None:
+    def note(self, step: int, branches: Sequence[str], *, latent: Tensor, used: Tensor, true: Tensor) -> None:
         """A model call: the values that the run goes on with beside those that the model gives, a part a branch."""
         count = len(branches)
         if step != self._step:
             self._end_step()
-            self._step, self._latent, self._values = step, latent.chunk(count)[0].detach().double(), {}
+            self._step, self._latent, self._values = step, latent.chunk(count)[0].detach().double(), []
             self.scale = float(torch.linalg.vector_norm(self._latent))
         pairs = zip(used.detach().double().chunk(count), true.detach().double().chunk(count))
         for branch, (value, truth) in zip(branches, pairs):
             error = 0.0 if used is true else float(torch.linalg.vector_norm(value - truth))
-            self.calls.append(Call(step=step, branch=branch, guidance=guidance, error=error))
-            self._values[branch] = truth
+            self.calls.append(Call(step=step, branch=branch, error=error))
+            self._values.append(truth)
+
+    def weigh(self, step: int, weights: tuple[float, ...] | None) -> None:
+        """How the branches of this evaluation made what the noise scheduler was given, where that was read off it."""
+        if weights is not None:
+            self.shares[step] = weights
 
     def _end_step(self) -> None:
         calls = [call for call in self.calls if call.step == self._step]
-        shares = _shares(calls)
+        shares = self._shares(calls)
         if self._latent is None or shares is None:
             self._before = None
             return
-        value = torch.stack([share * self._values[call.branch] for call, share in zip(calls, shares)]).sum(0)
+        value = torch.stack([share * one for one, share in zip(self._values, shares)]).sum(0)
         if self._before is not None and self._before[0].shape == self._latent.shape:
             moved = float(torch.linalg.vector_norm(self._latent - self._before[0]))
             if moved > 0.0:
                 self.rates[self._step] = float(torch.linalg.vector_norm(value - self._before[1])) / moved
         self._before = self._latent, value
 
+    def _shares(self, calls: Sequence[Call], guidance: float | None = None) -> Sequence[float] | None:
+        """How the branches of an evaluation make the value that the noise scheduler gets; `None` where nobody knows.
+
+        What was read off the solver's input counts; in a loop of one's own, whose solver nobody watches, what is told.
+        """
+        seen = self.shares.get(calls[0].step) if calls else None
+        if seen is not None and len(seen) == len(calls):
+            return seen
+        if self.watched:
+            return None
+        branches = [call.branch for call in calls]
+        if len(calls) == 1:
+            return [1.0]
+        if sorted(branches) != ["cond", "uncond"] or guidance is None or not math.isfinite(guidance):
+            return None
+        return [guidance if branch == "cond" else 1.0 - guidance for branch in branches]
+
+    def _why_not(self, step: int, calls: Sequence[Call]) -> str:
+        branches = ", ".join(call.branch for call in calls)
+        if not calls:
+            return f"evaluation {step} was not seen: the run was cut off, or is still under way"
+        if not self.watched and sorted(call.branch for call in calls) == ["cond", "uncond"]:
+            return "the guidance scale is not known; give bound(guidance=...)"
+        return f"how the branches {branches} of evaluation {step} are combined is not known"
+
     def close(self) -> None:
         """The run is over: keep numbers, drop tensors."""
         self._end_step()
-        self._latent, self._before, self._values, self._step = None, None, {}, -1
+        self._latent, self._before, self._values, self._step = None, None, [], -1
 
     def bound(self, lipschitz: float | Sequence[float] | None, guidance: float | None, safety: float) -> Bound:
         """The bound of this run; see `Session.bound`."""
@@ -181,9 +211,9 @@ class Ledger:
         errors, factors = [], []
         for step in range(self.num_steps):
             calls = [call for call in self.calls if call.step == step]
-            shares = _shares(calls, guidance)
+            shares = self._shares(calls, guidance)
             if shares is None:
-                return Bound(kind="none", why=_why_not(step, calls))
+                return Bound(kind="none", why=self._why_not(step, calls))
             errors.append(sum(abs(share) * call.error for share, call in zip(shares, calls)))
             factors.append(sum(map(abs, shares)))
         if lipschitz is None:
@@ -196,26 +226,6 @@ class Ledger:
         kind: Literal["certificate", "estimate"] = "estimate" if lipschitz is None else "certificate"
         relative = path[-1] / self.scale if self.scale > 0.0 else None
         return Bound(kind=kind, why=why, value=path[-1], relative=relative, deviations=tuple(path))
-
-
-def _shares(calls: Sequence[Call], guidance: float | None = None) -> list[float] | None:
-    """How the branches of a step make the value that the noise scheduler gets; `None` where we cannot say."""
-    branches = [call.branch for call in calls]
-    if len(calls) == 1:
-        return [1.0]
-    scale = guidance if guidance is not None else calls[0].guidance if calls else None
-    if sorted(branches) != ["cond", "uncond"] or scale is None or not math.isfinite(scale):
-        return None
-    return [scale if branch == "cond" else 1.0 - scale for branch in branches]
-
-
-def _why_not(step: int, calls: Sequence[Call]) -> str:
-    branches = ", ".join(call.branch for call in calls)
-    if not calls:
-        return f"evaluation {step} was not seen: the run was cut off, or is still under way"
-    if sorted(call.branch for call in calls) == ["cond", "uncond"]:
-        return "the guidance scale is not known; give bound(guidance=...)"
-    return f"how the branches {branches} of evaluation {step} are combined is not known"
 
 
 def _one_each(lipschitz: float | Sequence[float], count: int) -> list[float]:

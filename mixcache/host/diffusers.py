@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from attrs import evolve
 
 from mixcache.core.points import Prediction
 from mixcache.errors import AttachError
 from mixcache.host.noise import is_set, read_schedule
 from mixcache.host.protocol import Schedule
+from mixcache.host.watch import Listener, Stepped, Watch, can_be_watched, noise_schedulers
 
 
 def models_of(target: Any) -> dict[str, Any]:
-    """The transformers to attach to, by component name: those of a pipeline, or `target` itself if it is one.
+    """The denoisers to attach to, by component name: those of a pipeline, or `target` itself if it is a model.
 
-    Raises `AttachError` for something that is neither, and for a pipeline without a transformer.
+    A denoiser is a module that is no encoder, decoder or adapter: whatever it is called, and whoever wrote it.
+    Raises `AttachError` for something that is neither, and for a pipeline without one.
     """
     if isinstance(target, torch.nn.Module):
         return {"transformer": target}
     if not hasattr(target, "components"):
         raise AttachError(f"`target` must be a diffusers pipeline or a transformer, got {type(target).__name__}.")
-    names = [name for name in target.components if name.startswith("transformer")]
-    found = {name: getattr(target, name) for name in names if isinstance(getattr(target, name), torch.nn.Module)}
+    found = {name: value for name, value in target.components.items() if _may_denoise(value)}
     if not found:
         raise AttachError(
             f"{type(target).__name__} has no transformer to attach to (components: {', '.join(target.components)})."
         )
     return found
+
+
+def _may_denoise(component: Any) -> bool:
+    """Whether a component may be what denoises: no encoder, no decoder, no ControlNet, nothing of transformers'."""
+    if not isinstance(component, torch.nn.Module):
+        return False
+    if any(callable(getattr(component, name, None)) for name in ("encode", "decode", "generate")):
+        return False
+    homes = [kind.__module__ for kind in type(component).__mro__]
+    return not any(home.startswith(_OTHERS) for home in homes)
+
+
+_OTHERS = ("transformers.", "diffusers.models.controlnets", "diffusers.models.autoencoders", "diffusers.pipelines.")
 
 
 def is_pipeline(target: Any) -> bool:
@@ -37,35 +52,86 @@ def is_pipeline(target: Any) -> bool:
 
 
 class PipelineHost:
-    """A pipeline whose noise scheduler tells where a denoising stands."""
+    """A pipeline whose noise schedulers are watched: they tell where a denoising stands."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
+        self._listener: Listener | None = None
+        self._watches: list[Watch] = []
+
+    def listen(self, wanted: Callable[[], bool], told: Callable[[Stepped], None]) -> None:
+        """Watch every noise scheduler that the pipeline has."""
+        self._listener = Listener(wanted, told)
+        self._watch()
+
+    def hush(self) -> None:
+        """Leave them as they were found."""
+        if self._listener is not None:
+            for watch in self._watches:
+                watch.leave(self._listener)
+        self._watches = []
+
+    def called(self) -> None:
+        """A model is called: a noise scheduler may have been exchanged since."""
+        if self._watches and self._watches[0].noise_scheduler is not self._pipeline.scheduler:
+            self.hush()
+            self._watch()
+        for watch in self._watches:
+            watch.called()
+
+    def _watch(self) -> None:
+        assert self._listener is not None
+        found = [self._pipeline.scheduler, *noise_schedulers(self._pipeline)]
+        once = {id(one): one for one in found if can_be_watched(one)}
+        self._watches = [Watch.join(one, self._listener) for one in once.values()]
+
+    @property
+    def _main(self) -> Watch | None:
+        found = self._watches[0] if self._watches else None
+        return found if found is not None and found.noise_scheduler is self._pipeline.scheduler else None
 
     def token(self) -> object | None:
-        """The noise scheduler's own timesteps: `set_timesteps` makes new ones for every run."""
+        """The noise scheduler's own timesteps: `set_timesteps` makes new ones for every run.
+
+        Where copies step for it (diffusion forcing), it is what stands for their present timesteps.
+        """
         noise_scheduler = self._pipeline.scheduler
-        return noise_scheduler.timesteps if is_set(noise_scheduler) else None
+        if not is_set(noise_scheduler):
+            return None
+        main = self._main
+        return noise_scheduler.timesteps if main is None or main.epoch is None else main.epoch
 
     def schedule(self, prediction: Prediction | None, timestep: Any) -> Schedule:
         """The noise levels of the run in progress."""
-        return read_schedule(self._pipeline.scheduler, prediction, self.position(timestep) or 0)
+        found = read_schedule(self._pipeline.scheduler, prediction, self.position(timestep) or 0)
+        return evolve(found, token=self.token())
 
     def position(self, timestep: Any) -> int | None:
-        """See `position`."""
+        """See `position`; where copies step for the noise scheduler, the rounds that they made."""
+        main, noise_scheduler = self._main, self._pipeline.scheduler
+        if main is not None and main.epoch is not None:
+            return main.rounds
+        uncounted = main is not None and getattr(noise_scheduler, "step_index", None) is None
+        if main is not None and uncounted and main.count >= len(noise_scheduler.timesteps):
+            return len(noise_scheduler.timesteps)  # it counts nothing, but has taken all its steps
         return position(self._pipeline, timestep)
 
     def solver(self) -> Any:
         """The noise scheduler."""
         return self._pipeline.scheduler
 
-    def guidance(self, component: str, model: Any) -> float | None:
-        """See `guidance_of`."""
-        return guidance_of(self._pipeline, component, model)
-
 
 class BareHost:
     """A bare model: nothing is known but what its calls and `session.run` tell."""
+
+    def listen(self, wanted: Callable[[], bool], told: Callable[[Stepped], None]) -> None:
+        """There is no noise scheduler to watch."""
+
+    def hush(self) -> None:
+        """There is none."""
+
+    def called(self) -> None:
+        """Of no interest."""
 
     def token(self) -> object | None:
         """Nothing tells one denoising from another."""
@@ -82,22 +148,6 @@ class BareHost:
     def solver(self) -> Any:
         """There is none."""
         return None
-
-    def guidance(self, component: str, model: Any) -> float | None:
-        """Unknown."""
-        return None
-
-
-def guidance_of(pipeline: Any, component: str, model: Any) -> float | None:
-    """The scale with which a pipeline combines its branches, where that is all that it does with them."""
-    second = getattr(pipeline, "guidance_scale_2", None) if component.endswith("_2") else None
-    scale = getattr(pipeline, "guidance_scale", None) if second is None else second
-    if "true_cfg_scale" in inspect.signature(pipeline.__call__).parameters:
-        return None  # two scales: which of them combines the branches is not known
-    other = getattr(pipeline, "guidance_rescale", 0.0) or getattr(
-        getattr(model, "config", None), "guidance_embeds", False
-    )
-    return float(scale) if isinstance(scale, (int, float)) and not other else None
 
 
 def position(pipeline: Any, timestep: Any) -> int | None:

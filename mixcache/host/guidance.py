@@ -1,24 +1,30 @@
-"""Guidance branches in one batch: one call of a model, whole or for some of its samples."""
+"""One call of a model: its arguments, its result, and the forward of some of its samples alone."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from attrs import define
+from attrs import define, field
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mixcache.core.streams import Streams
 from mixcache.host.adapter import ModelAdapter
-from mixcache.host.outputs import Packing, unpack
+from mixcache.host.latents import Part, Source, rows_of
+from mixcache.host.outputs import NotCacheable, Packing, outputs_of, unpack
 from mixcache.host.patch import arguments_of
 from mixcache.host.protocol import Forward
 
 
 @define
 class ModelCall:
-    """One call of a model: its arguments, and its result once it was computed in full.
+    """One call of a model, and what it gave once it was computed in full.
 
-    truth: what the model gives without any reuse, once somebody asked for it.
+    sources, parts: for each output, where its latent is among the arguments, and which part of it is the prediction;
+    known once the first evaluation of the run was seen. anchors: the latents. seconds: how long computing took.
+    exact, dense: of what was computed. again: what the model gives without any reuse, once somebody asked for it.
     """
 
     model: Any
@@ -26,52 +32,112 @@ class ModelCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     adapter: ModelAdapter
-    latent: Tensor
+    sources: Sequence[Source] = ()
+    parts: Sequence[Part | None] = ()
+    anchors: Streams = ()
     result: Any = None
+    done: bool = False
+    seconds: float = 0.0
+    exact: bool = True
+    dense: bool = True
     streams: Streams | None = None
     packing: Packing | None = None
-    again: Streams | None = None
+    again: Streams | None = field(default=None)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments by name."""
         return arguments_of(self.model, self.args, self.kwargs)
 
+    @property
+    def form(self) -> Any:
+        """What the caller asks for: with another `return_dict` the result has another form."""
+        return self.arguments.get("return_dict")
+
+    def run(self) -> Any:
+        """The whole forward, exactly as it was called; once."""
+        if not self.done:
+            began = time.perf_counter()
+            self.result = self.forward(*self.args, **self.kwargs)
+            self.seconds, self.done = time.perf_counter() - began, True
+        return self.result
+
     def compute(self) -> Streams:
-        """The whole forward, exactly as it was called."""
-        self.result = self.forward(*self.args, **self.kwargs)
-        self.streams, self.packing = unpack(self.result, self.model, self.latent)
+        """The whole forward, as streams. Raises `NotCacheable`."""
+        result = self.run()
+        if self.streams is None:
+            self.streams, self.packing = unpack(result, self.model, self.parts)
         return self.streams
+
+    def outputs(self) -> Streams:
+        """The outputs of the whole forward, each with a row per sample. Raises `NotCacheable`."""
+        return outputs_of(self.run(), self.model)[0]
+
+    def keep(self) -> None:
+        """The caller may write into its latents and results from here on: keep what a visit still needs."""
+        self.result = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, self.result)
+        shapes = [one.shape for one in self.outputs()]
+        self.args, self.kwargs = (
+            (),
+            {
+                name: _copied(value) if any(may_hold(value, shape) for shape in shapes) else value
+                for name, value in self.arguments.items()
+            },
+        )
 
     def plain(self) -> Streams:
         """The whole forward beside the call, once: what the model gives by itself."""
         if self.again is None:
-            self.again = unpack(self.forward(*self.args, **self.kwargs), self.model, self.latent)[0]
+            self.again = unpack(self.forward(*self.args, **self.kwargs), self.model, self.parts)[0]
         return self.again
 
-    def parts(self, latent: Tensor) -> int:
-        """How many equal parts the batch of latents has; 1 if they are all different. Reads the device."""
-        rows = latent.shape[0]
-        for count in range(rows, 1, -1):
-            if rows % count == 0:
-                parts = latent.reshape(count, rows // count, *latent.shape[1:])
-                if bool((parts == parts[:1]).all()):
-                    return count
-        return 1
+    def see(self, sources: Sequence[Source], parts: Sequence[Part | None]) -> None:
+        """Take the facts of the run. Raises `NotCacheable` where the latents are not among the arguments."""
+        arguments = self.arguments
+        found = [source.of(arguments) for source in sources]
+        anchors = tuple([one for one in found if one is not None])
+        if len(anchors) < len(found):
+            missing = next(source.argument for source, one in zip(sources, found) if one is None)
+            raise NotCacheable(f"{type(self.model).__name__} was called without a latent in `{missing}`", self.run())
+        self.sources, self.parts, self.anchors = sources, parts, anchors
 
-    def compute_rows(self, rows: slice, batch: int) -> Streams:
-        """The forward of some samples of a batch: every tensor with one row per sample is cut,
-        wherever it is nested."""
-        kept = self.adapter.unbatched
+    def compute_rows(self, rows: slice) -> Streams:
+        """The forward of some samples of a batch: whatever has one row per sample is cut, wherever it is nested."""
+        batch, kept = self.anchors[0].shape[0], self.adapter.unbatched
+        listed = {source.argument for source in self.sources if source.listed}
 
-        def cut(value: Any) -> Any:
+        def cut(value: Any, name: str = "") -> Any:
             if isinstance(value, Tensor):
                 return value[rows] if value.dim() > 0 and value.shape[0] == batch else value
             if isinstance(value, dict):
-                return {name: one if name in kept else cut(one) for name, one in value.items()}
+                return {key: one if key in kept else cut(one, key) for key, one in value.items()}
             if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+                if listed and len(value) == batch:
+                    return value[rows]
                 return type(value)(cut(one) for one in value)
             return value
 
-        result = self.forward(**cut(self.arguments))
-        return unpack(result, self.model, self.latent[rows])[0]
+        return unpack(self.forward(**cut(self.arguments)), self.model, self.parts)[0]
+
+
+def may_hold(value: Any, shape: Sequence[int]) -> bool:
+    """Whether an argument may hold a latent of this shape: it is no smaller, and has as many dimensions."""
+    tensor = rows_of(value)
+    if tensor is None or not tensor.is_floating_point() or tensor.dim() != len(shape):
+        return False
+    return sum(have != wanted for have, wanted in zip(tensor.shape, shape)) <= 1
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else [one.detach().clone() for one in value]
+
+
+def equal_parts(latent: Tensor) -> int:
+    """How many equal parts the batch of latents has; 1 if they are all different. Reads the device."""
+    rows = latent.shape[0]
+    for count in range(rows, 1, -1):
+        if rows % count == 0:
+            parts = latent.reshape(count, rows // count, *latent.shape[1:])
+            if bool((parts == parts[:1]).all()):
+                return count
+    return 1

@@ -1,16 +1,30 @@
-"""Noise levels: what a diffusers noise scheduler says about the evaluations of a run."""
+"""Noise levels: what a diffusers noise scheduler says about the evaluations of a run, and whether its steps agree.
+
+What a model returns is not taken from a configuration alone: the first step that the noise scheduler takes must be the
+one that its noise levels imply, `after = alpha' * clean + sigma' * noise`, with the clean latent and the noise that the
+model's output implies (exact for every deterministic first-order step: DDIM, Euler, the first of UniPC and DPM-Solver).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from attrs import evolve
 
-from mixcache.core.points import NoiseLevel, Prediction
+from mixcache.core.basis import Clean, Noise
+from mixcache.core.points import Granularity, NoiseLevel, Point, Prediction
 from mixcache.host.protocol import Schedule
+
+Levels = tuple[NoiseLevel | None, ...]
+Pairs = list[tuple[float, float]]
+
+OFF = 0.02
+"""How far the step taken may be from the one implied, as a share of what the model's output moved."""
 
 
 def read_schedule(noise_scheduler: Any, prediction: Prediction | None, begin: int | None = None) -> Schedule:
@@ -21,22 +35,97 @@ def read_schedule(noise_scheduler: Any, prediction: Prediction | None, begin: in
     """
     timesteps = noise_scheduler.timesteps
     kind = prediction or _prediction(noise_scheduler)
-    sigmas = getattr(noise_scheduler, "sigmas", None)
-    count = len(timesteps)
-    levels: Sequence[NoiseLevel | None] = [None] * count
-    if kind == "flow" and sigmas is not None and len(sigmas) >= count:
-        places = [*torch.as_tensor(sigmas).tolist(), 0.0]
-        levels = [NoiseLevel.flow(*pair) for pair in list(pairwise(places))[:count]]
-        if (
-            count > 1 and places[0] < places[count - 1]
-        ):  # counted from the noise up, and the velocity is towards the clean
-            levels = [NoiseLevel(sigma=1 - s, alpha=s, until=1 - u, sign=-1.0) for s, u in pairwise(places)][:count]
-    elif kind != "flow" and hasattr(noise_scheduler, "alphas_cumprod"):
-        table = torch.as_tensor(noise_scheduler.alphas_cumprod).tolist()
-        kept = np.interp(torch.as_tensor(timesteps).tolist(), np.arange(len(table)), table)
-        levels = [NoiseLevel(alpha=float(a**0.5), sigma=float((1 - a) ** 0.5), prediction=kind) for a in kept]
+    tables = _tables(noise_scheduler)
+    family = "flow" if kind == "flow" else "variance"
+    pairs = tables.get(family, tables.get(f"scaled {family}"))
+    levels: Levels = (None,) * len(timesteps)
+    if pairs is not None:
+        rising = len(pairs) > 2 and kind == "flow" and _ascending(noise_scheduler)
+        levels = _levels(pairs, kind, -1.0 if rising else 1.0)
     begins = getattr(noise_scheduler, "begin_index", None) if begin is None else begin
-    return Schedule(timesteps, tuple(levels), begins or 0)
+    return Schedule(timesteps, levels, begins or 0)
+
+
+def _tables(noise_scheduler: Any) -> dict[str, Pairs]:
+    """What (alpha, sigma) of the model's input may be, by family: one pair per evaluation, and one for the end."""
+    count = len(noise_scheduler.timesteps)
+    found: dict[str, Pairs] = {}
+    sigmas = getattr(noise_scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) >= count:
+        places = [*torch.as_tensor(sigmas).tolist(), 0.0][: count + 1]
+        if count > 1 and places[0] < places[count - 1]:  # counted from the noise up
+            found["flow"] = [(s, 1 - s) for s in [*places[:count], 1.0]]
+        elif max(places) <= 1.0 + 1e-6:
+            found["flow"] = [(1 - s, s) for s in places]
+        else:  # of a latent that is scaled for the model
+            found["scaled flow"] = [(1 / (1 + s), s / (1 + s)) for s in places]
+            data = float(getattr(noise_scheduler.config, "sigma_data", None) or 1.0)
+            found["scaled variance"] = [(data / math.hypot(data, s), s / math.hypot(data, s)) for s in places]
+    if hasattr(noise_scheduler, "alphas_cumprod"):
+        table = torch.as_tensor(noise_scheduler.alphas_cumprod).tolist()
+        kept = np.interp(torch.as_tensor(noise_scheduler.timesteps).tolist(), np.arange(len(table)), table)
+        found["variance"] = [(float(a**0.5), float((1 - a) ** 0.5)) for a in [*kept, 1.0]]
+    return found
+
+
+def _ascending(noise_scheduler: Any) -> bool:
+    sigmas, count = getattr(noise_scheduler, "sigmas", None), len(noise_scheduler.timesteps)
+    return sigmas is not None and count > 1 and len(sigmas) >= count and float(sigmas[0]) < float(sigmas[count - 1])
+
+
+def _levels(pairs: Pairs, kind: Prediction, sign: float) -> Levels:
+    return tuple(
+        NoiseLevel(alpha=alpha, sigma=sigma, until=after[1], prediction=kind, sign=sign)
+        for (alpha, sigma), after in pairwise(pairs)
+    )
+
+
+def agreed(noise_scheduler: Any, index: int, moved: tuple[float, float], rough: float, told: Levels) -> Levels | None:
+    """The noise levels under which the step taken at evaluation `index` is the one implied; `None` if none are.
+
+    moved: (P, Q) with after = P * latent + Q * output, the latent as the model was given it. rough: the rounding of
+    the dtypes that took part. told: the levels as they were read, which are tried first.
+    """
+    nexts = [(level.alpha, level.sigma) for level in told[1:] if level is not None] + [(1.0, 0.0)]
+    if len(nexts) == len(told):
+        for sign in (1.0, -1.0):
+            turned = tuple(None if one is None else evolve(one, sign=sign * (one.sign or 1.0)) for one in told)
+            now = turned[index]
+            if now is not None and implied(now, nexts[index], moved, rough):
+                return turned
+    for pairs in _tables(noise_scheduler).values():
+        for kind in _KINDS:
+            for sign in (1.0, -1.0):
+                levels = _levels(pairs, kind, sign)
+                now = levels[index]
+                if now is not None and implied(now, pairs[index + 1], moved, rough):
+                    return levels
+    return None
+
+
+_KINDS: tuple[Prediction, ...] = ("flow", "epsilon", "v_prediction", "sample")
+
+
+def implied(level: NoiseLevel, after: tuple[float, float], moved: tuple[float, float], rough: float) -> bool:
+    """Whether a step P * latent + Q * output at this level leads to alpha' * clean + sigma' * noise, up to scale."""
+    point = Point(granularity=Granularity.STEP, step=0, num_steps=1, level=level)
+    noise, clean = Noise().coefficients(point), Clean().coefficients(point)
+    if noise is None or clean is None:
+        return False
+    matrix = np.array([[clean[0], noise[0]], [clean[1], noise[1]]])
+    if abs(np.linalg.det(matrix)) < 1e-9 * np.abs(matrix).max() ** 2:
+        return False
+    a, b = np.linalg.solve(matrix, np.array(moved))
+    size = abs(moved[1]) * (abs(noise[1]) + abs(clean[1]))
+    limit = max(OFF, min(20 * rough, 0.15)) * max(size, 1e-9) + 1e-5
+    return bool(
+        abs(b * after[0] - a * after[1]) <= limit * max(1.0, math.hypot(a, b)) and a * after[0] + b * after[1] > 0
+    )
+
+
+def unsigned(levels: Sequence[NoiseLevel | None]) -> Levels:
+    """The same levels, where nothing says what the model's output means: no basis may rest on them."""
+    return tuple(None if level is None else evolve(level, sign=None) for level in levels)
 
 
 def _prediction(noise_scheduler: Any) -> Prediction:

@@ -1,20 +1,25 @@
-"""What a model returns, as streams: its prediction first, and back again into the form that its caller expects."""
+"""What a model returns, as streams, and back again into the form that its caller expects.
+
+Streams are the predictions, one for each output, each of the size of its latent; after them comes what stands beside
+the predictions (a learned variance, tokens of the prompt), which is stored and rebuilt as it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from attrs import frozen
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 from mixcache.core.streams import Streams
 from mixcache.errors import AttachError
+from mixcache.host.latents import Part, rows_of
 
 
 class NotCacheable(AttachError):
-    """A model returned more than one tensor; `result` is what it returned, and is passed on as it is."""
+    """A call that cannot be cached; `result` is what the model returned, and is passed on as it is."""
 
     def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
@@ -23,62 +28,71 @@ class NotCacheable(AttachError):
 
 @frozen(kw_only=True)
 class Packing:
-    """How a model returns its streams.
+    """How a model returns its outputs.
 
-    kind: the type of what it returned. names: the fields of a record. cut: the dimension along which the first tensor
-    was cut into the prediction (of the latent's size) and what stands beside it, such as a variance; `None` if it was
-    not. By default the record that diffusers' transformers return.
+    kind: the type of what it returned. names: the fields of a record; the places in a tuple that hold an output.
+    length: how long a tuple is. listed: which outputs are lists with a tensor per sample. parts: which part of an
+    output is its prediction, `None` for all of it.
     """
 
-    kind: type[Any] = Transformer2DModelOutput
-    names: tuple[str, ...] = ("sample",)
-    cut: int | None = None
+    kind: type[Any]
+    names: tuple[Any, ...]
+    length: int
+    listed: tuple[type[Any] | None, ...]
+    parts: tuple[Part | None, ...]
 
-    def pack(self, streams: Streams, return_dict: bool | None) -> Any:
-        """Streams in the form that the caller asked for with `return_dict`, or that the model returned last."""
-        tensors = list(streams)
-        if self.cut is not None:
-            tensors[:2] = [torch.cat(tensors[:2], dim=self.cut)]
-        if issubclass(self.kind, Tensor):
-            return tensors[0]
-        as_record = return_dict if return_dict is not None else not issubclass(self.kind, (tuple, list))
-        if not as_record:
-            return tuple(tensors)
+    def pack(self, streams: Streams) -> Any:
+        """Streams in the form that the model returned."""
+        beside = iter(streams[len(self.parts) :])
+        made: list[Any] = []
+        for stream, part, listed in zip(streams, self.parts, self.listed):
+            whole = stream if part is None else torch.cat([next(beside), stream, next(beside)], dim=part.dim)
+            made.append(whole if listed is None else listed(whole.unbind(0)))
         if issubclass(self.kind, dict):
-            return self.kind(**dict(zip(self.names, tensors)))
-        return Transformer2DModelOutput(sample=tensors[0])
+            return self.kind(**dict(zip(self.names, made)))
+        if self.names == (None,):
+            return made[0]
+        values: list[Any] = [None] * self.length
+        for place, value in zip(self.names, made):
+            values[place] = value
+        return self.kind(values)
 
 
-def unpack(result: Any, model: Any, latent: Tensor) -> tuple[Streams, Packing]:
-    """The streams in what a model returned for this latent, and how to pack them again.
+def outputs_of(result: Any, model: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...], tuple[type[Any] | None, ...]]:
+    """The outputs in a result, each a tensor with a row per sample; where they stand; and which of them are lists.
 
-    Raises `NotCacheable` where there is more than one tensor: nothing tells yet what the others are rebuilt around.
+    Raises `NotCacheable` where something in it is no tensor.
     """
-    names: tuple[str, ...] = ()
-    if isinstance(result, Tensor):
-        tensors: list[Any] = [result]
-    elif isinstance(result, dict):
-        names = tuple(name for name, value in result.items() if value is not None)
-        tensors = [result[name] for name in names]
-    elif isinstance(result, (tuple, list)):
-        tensors = [value for value in result if value is not None]
+    if isinstance(result, dict):
+        named: list[tuple[Any, Any]] = list(result.items())
+    elif isinstance(result, (Tensor, list)):
+        named = [(None, result)]
+    elif isinstance(result, tuple):
+        named = list(enumerate(result))
     else:
-        tensors = []
-    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
-        kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or type(result).__name__
-        raise NotCacheable(f"{type(model).__name__} returned more than one tensor ({kinds})", result)
-    cut = _cut(tensors[0], latent)
-    if cut is not None:
-        size = latent.shape[cut]
-        tensors[:1] = [tensors[0].narrow(cut, 0, size), tensors[0].narrow(cut, size, tensors[0].shape[cut] - size)]
-    return tuple(tensors), Packing(kind=type(result), names=names, cut=cut)
+        named = [(None, result)]
+    named = [(name, value) for name, value in named if value is not None]
+    tensors = [rows_of(value) for _, value in named]
+    if not tensors or any(tensor is None for tensor in tensors):
+        kinds = ", ".join(type(value).__name__ for _, value in named)
+        raise NotCacheable(f"{type(model).__name__} returned what is no tensor or list of equal ones ({kinds})", result)
+    listed = tuple(None if isinstance(value, Tensor) else type(value) for _, value in named)
+    return tuple(t for t in tensors if t is not None), tuple(name for name, _ in named), listed
 
 
-def _cut(output: Tensor, latent: Tensor) -> int | None:
-    """The one dimension in which an output is larger than the latent, if it is alike in all others."""
-    if output.dim() != latent.dim():
-        return None
-    differing = [d for d in range(output.dim()) if output.shape[d] != latent.shape[d]]
-    if len(differing) != 1 or output.shape[differing[0]] < latent.shape[differing[0]]:
-        return None
-    return differing[0]
+def unpack(result: Any, model: Any, parts: Sequence[Part | None]) -> tuple[Streams, Packing]:
+    """The streams in a result whose predictions stand in these parts of its outputs, and how to pack them again."""
+    outputs, names, listed = outputs_of(result, model)
+    if len(outputs) != len(parts) or any(part is not None and not part.fits(o) for o, part in zip(outputs, parts)):
+        shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
+        raise NotCacheable(f"{type(model).__name__} returned something else than before: tensors of {shapes}", result)
+    streams = [output if part is None else part.of(output) for output, part in zip(outputs, parts)]
+    for output, part in zip(outputs, parts):
+        if part is not None:
+            end = part.start + part.size
+            streams += [
+                output.narrow(part.dim, 0, part.start),
+                output.narrow(part.dim, end, output.shape[part.dim] - end),
+            ]
+    length = len(result) if isinstance(result, tuple) else 0
+    return tuple(streams), Packing(kind=type(result), names=names, length=length, listed=listed, parts=tuple(parts))

@@ -10,14 +10,24 @@ from typing import Any, Generic, TypeVar
 from attrs import evolve
 from torch import Tensor
 
-from mixcache.core.points import Address, NoiseLevel, Prediction
+from mixcache.core.plan import Plan
+from mixcache.core.points import Address, Granularity, NoiseLevel, Prediction
 from mixcache.core.streams import Value
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.host.bounds import Ledger
+from mixcache.host.noise import Levels, agreed, implied, unsigned
 from mixcache.host.outputs import Packing
 from mixcache.host.protocol import Call, Place, Schedule
+from mixcache.host.sight import Facts, Sight
 
 M = TypeVar("M")
+
+UNLEVELED = (
+    "nothing was reused in a basis that needs noise levels: the first step that the noise scheduler took is not the "
+    "one that its noise levels imply. It draws fresh noise, or what the model returns is combined in a way that is not "
+    "known; use basis='residual' or 'output', or a deterministic noise scheduler"
+)
+"""What a report says where a basis such as `noise` has no ground to stand on."""
 
 
 class Told:
@@ -67,7 +77,11 @@ class Run(Generic[M]):
         self.told = inside is not None
         self.trusted = True
         self.ledger: Ledger | None = None
-        self.packings: dict[str, Packing] = {}
+        self.packings: dict[tuple[Any, str], Packing] = {}
+        self.sight = Sight()
+        self.proven: bool | None = None
+        self._levels: dict[str, Levels] = {}
+        self._signs: dict[str, float | None] = {}
         self.leading: tuple[int, Value] | None = None
         self.parts: tuple[int, int] | None = None
         self.step_now = -1
@@ -109,15 +123,49 @@ class Run(Generic[M]):
         sigma = call.sigma if self._sigma is None else self._sigma
         return self.advance(evolve(call, branch=self._branch or call.branch, sigma=sigma), step)
 
-    def level(self, step: int, sigma: float | None) -> NoiseLevel | None:
+    def level(self, component: str, step: int, sigma: float | None) -> NoiseLevel | None:
         """The noise level of an evaluation: from the schedule, else from its sigma."""
         if self.schedule is not None and self._sigma is None:
-            return self.schedule.levels[self.schedule.begin + step]
+            return self._levels.get(component, self.schedule.levels)[self.schedule.begin + step]
         if sigma is None:
             return None
+        sign = self._signs.get(component, 1.0)
         if self._prediction in (None, "flow"):
-            return NoiseLevel.flow(sigma)
-        return NoiseLevel(sigma=sigma, alpha=math.sqrt(1.0 - sigma**2), prediction=self._prediction)
+            return evolve(NoiseLevel.flow(sigma), sign=sign)
+        alpha = math.sqrt(1.0 - sigma**2)
+        return NoiseLevel(sigma=sigma, alpha=alpha, prediction=self._prediction, sign=sign)
+
+    def leveled(self, place: Place) -> Place:
+        """A place with the noise level that is known by now."""
+        sigma = None if place.level is None else place.level.sigma
+        return evolve(place, level=self.level(place.address.component, place.step, sigma))
+
+    def know(self, component: str, facts: Facts, first: Place, now: Place | None, plan: Plan) -> set[str]:
+        """Take what the first evaluation of a model showed about its noise levels; returns what is to be noted.
+
+        first, now: the place of that evaluation, and of the one that follows it.
+        """
+        if self.schedule is not None and self._sigma is None:
+            index, told = self.schedule.begin + first.step, self.schedule.levels
+            found = None
+            if facts.moved is not None and facts.solver is not None:
+                found = agreed(facts.solver, index, facts.moved, facts.rough, told)
+            self._levels[component] = unsigned(told) if found is None else found
+            wanted = found is None
+        else:
+            level, after = first.level, None if now is None else now.level
+            wanted = False
+            if facts.moved is not None and level is not None and after is not None:
+                self._signs[component] = next(
+                    (
+                        sign
+                        for sign in (1.0, -1.0)
+                        if implied(evolve(level, sign=sign), (after.alpha, after.sigma), facts.moved, facts.rough)
+                    ),
+                    None,
+                )
+                wanted = self._signs[component] is None
+        return {UNLEVELED} if wanted and plan.needs_level(Granularity.STEP, Granularity.CFG) else set()
 
     def repeats(self, call: Call, step: int) -> bool:
         """Whether a call at `step` can only be the start of something new: a step back, or a branch seen already."""
@@ -145,7 +193,7 @@ class Run(Generic[M]):
             step=step,
             num_steps=self.num_steps,
             ordinal=len(self._seen),
-            level=self.level(step, call.sigma),
+            level=self.level(call.component, step, call.sigma),
         )
         self._seen.append((call.component, branch))
         return place

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from mixcache.core.points import Address, Granularity, NoiseLevel, Point, Prediction
+from mixcache.core.store import Store, Ticket
+from mixcache.core.streams import Beside, Input, Streams, Value
 
 Forward = Callable[..., Any]
 
@@ -84,8 +86,29 @@ class Place:
         )
 
 
+class Visits(Protocol):
+    """The loop, as who visits places knows it."""
+
+    store: Store
+
+    def open(self, point: Point, entering: Input, beside: Beside = ...) -> Ticket: ...
+
+    def close(self, ticket: Ticket, output: Value) -> Value: ...
+
+    def audit(self, ticket: Ticket, truth: Streams) -> float: ...
+
+
 class Host(Protocol):
     """What tells a session about denoisings that it did not open itself. Nothing here may wait for a device."""
+
+    def listen(self, wanted: Callable[[], bool], told: Callable[[Any], None]) -> None:
+        """From now on, `told` gets every step of the noise scheduler, if `wanted`."""
+
+    def hush(self) -> None:
+        """Stop telling; leave the noise scheduler as it was found."""
+
+    def called(self) -> None:
+        """A model is called."""
 
     def token(self) -> object | None:
         """What is another object for another denoising (a noise scheduler's timesteps); `None` if nothing tells."""
@@ -104,6 +127,3 @@ class Host(Protocol):
 
     def solver(self) -> Any:
         """The noise scheduler, for `Session.bound`; `None` if there is none."""
-
-    def guidance(self, component: str, model: Any) -> float | None:
-        """The scale with which the branches are combined, where that is all that is done with them."""

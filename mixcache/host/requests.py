@@ -72,6 +72,13 @@ class Requests(Generic[M]):
         self._ended: object | None = None
         self._lock = threading.RLock()
 
+    def current(self) -> Run[M] | None:
+        """The run of this thread's or task's last call, or of the block around it; `None` if it has ended."""
+        here = innermost_of(self)
+        key = self._latest.get(carrier()) if here is None else here.key
+        told: Run[M] | None = None if here is None else here.run
+        return self._runs.get(key) if told is None else told
+
     @property
     def open_runs(self) -> tuple[Run[M], ...]:
         """Those that have not ended."""
@@ -171,6 +178,7 @@ class Requests(Generic[M]):
 
         `None` for a call that is not part of a run we can follow: it is computed, counted and reported, never cached.
         """
+        self._host.called()
         found = self._found(call)
         with self._lock:
             self.calls += found is not None
@@ -296,5 +304,6 @@ class Requests(Generic[M]):
     def _audit(self, run: Run[M], noise_scheduler: Any) -> None:
         """Open the run's ledger, with the noise scheduler as it is before its first step."""
         if self._audited:
-            run.ledger = Ledger(solver=copy.deepcopy(noise_scheduler), num_steps=run.num_steps)
+            watched = run.schedule is not None
+            run.ledger = Ledger(solver=copy.deepcopy(noise_scheduler), num_steps=run.num_steps, watched=watched)
             self.ledgers.append(run.ledger)

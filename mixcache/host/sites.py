@@ -22,6 +22,7 @@ from mixcache.core.store import Store
 from mixcache.core.streams import NOTHING_BESIDE, Beside, Streams
 from mixcache.errors import AttachError, ConfigurationError, PluginError, called
 from mixcache.host.adapter import BlockList, ModelAdapter
+from mixcache.host.inspect import Row
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -53,7 +54,7 @@ def _prefix(scene: Scene) -> Tensor | None:
 
 def _probe(scene: Scene) -> Tensor | None:
     """The tensor that the model's adapter names, from the first block and its arguments."""
-    probe = scene.adapter.blocks[0].probe
+    probe = scene.adapter.blocks[0].probe if scene.adapter.blocks else None
     return None if probe is None else probe(scene.block, scene.arguments).detach()
 
 
@@ -100,12 +101,12 @@ class Layout:
 
     model: Any
     adapter: ModelAdapter
-    kinds: tuple[BlockList, ...]
+    row: Row
     spans: Spans
     side_inputs: Mapping[tuple[int, int], tuple[SideInput, ...]]
     begins: Mapping[int, tuple[int, int]] = field(init=False)
     ends: frozenset[int] = field(init=False)
-    inside: frozenset[int] = field(init=False)
+    inside: Mapping[int, tuple[int, int]] = field(init=False)
     paths: Mapping[tuple[int, int], str] = field(init=False)
 
     @begins.default
@@ -121,40 +122,44 @@ class Layout:
         return {(first, last): f"blocks[{first}:{last}]" for first, last in self.spans}
 
     @inside.default
-    def _inside(self) -> frozenset[int]:
-        return frozenset(i for first, last in self.spans for i in range(first, last))
+    def _inside(self) -> Mapping[int, tuple[int, int]]:
+        return {i: (first, last) for first, last in self.spans for i in range(first, last)}
 
     @classmethod
-    def of(cls, model: Any, adapter: ModelAdapter, plan: Plan) -> Layout:
-        """Cut the blocks wherever a policy asks for it, and where the streams change.
+    def of(cls, model: Any, adapter: ModelAdapter, plan: Plan, row: Row) -> Layout:
+        """Cut the blocks wherever a policy asks for it, where the streams change, and where something else enters.
 
-        Raises `AttachError` for a model whose blocks nobody described, `ConfigurationError` for a span outside them.
+        Raises `AttachError` if there are no blocks, `ConfigurationError` for a span outside them.
         """
-        if not adapter.blocks:
+        kinds = row.kinds
+        if not kinds:
+            seen = "; ".join(row.notes) or "it has no list of blocks"
             raise AttachError(
-                f"{type(model).__name__} has no spans of blocks to skip: no adapter lists its blocks, or what it adds "
-                "between them forbids it. Use policies at 'step' or 'cfg'."
+                f"{type(model).__name__} has no spans of blocks to skip ({seen}). Use policies at 'step' or 'cfg'."
             )
-        kinds = tuple(kind for kind in adapter.blocks for _ in getattr(model, kind.path))
         wanted = [span for policy in plan.deciding(Granularity.BLOCK) for span in _spans(policy, model, len(kinds))]
-        seams = {i for i in range(1, len(kinds)) if kinds[i].streams != kinds[i - 1].streams}
-        cuts = sorted({cut for span in wanted for cut in span} | seams)
+        changes = {i for i in range(1, len(kinds)) if kinds[i].streams != kinds[i - 1].streams}
+        cuts = sorted({cut for span in wanted for cut in span} | changes | row.seams)
         pieces = tuple((a, b) for a, b in pairwise(cuts) if any(x <= a and b <= y for x, y in wanted))
         sites = {piece: plan.site(Granularity.BLOCK, piece, len(kinds)) for piece in pieces}
         beside = {p: tuple(plan.side_inputs[name] for name in sorted(site.side_inputs)) for p, site in sites.items()}
-        if kinds[0].probe is None and any(one.name == "probe" for ones in beside.values() for one in ones):
+        probe = adapter.blocks[0].probe if adapter.blocks else None
+        if probe is None and any(one.name == "probe" for ones in beside.values() for one in ones):
             raise AttachError(
                 f"no adapter says what to probe on {type(model).__name__}, so 'probe_change' cannot be measured; give "
                 "its first BlockList a `probe`, or use a policy that reads another signal."
             )
-        return cls(model, adapter, kinds, pieces, beside)
+        return cls(model, adapter, row, pieces, beside)
+
+    @property
+    def kinds(self) -> tuple[BlockList, ...]:
+        """What every block takes and returns."""
+        return self.row.kinds
 
     def modules(self) -> list[tuple[int, Any]]:
         """The blocks that need a hook, by index; the first one too where something is compared with what enters it."""
-        paths = dict.fromkeys(kind.path for kind in self.kinds)
-        row = [block for path in paths for block in getattr(self.model, path)]
-        wanted = self.inside | ({0} if any(self.side_inputs.values()) else set())
-        return [(i, block) for i, block in enumerate(row) if i in wanted]
+        wanted = set(self.inside) | ({0} if any(self.side_inputs.values()) else set())
+        return [(i, block) for i, block in enumerate(self.row.modules) if i in wanted]
 
     def point(self, step: Point, span: tuple[int, int], store: Store) -> Point:
         """The BLOCK point of a span, within the call that the STEP point stands for."""

@@ -1,0 +1,128 @@
+"""Where the latent is among the arguments of a model: found by comparing them with what the solver steps from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+SAMPLED = 4096
+"""How many elements of a tensor are looked at."""
+
+ROUNDINGS = 4.0
+"""How many roundings, of the coarsest dtype that took part, an explanation may be off."""
+
+
+@frozen(kw_only=True)
+class Part:
+    """A part of a tensor along one dimension."""
+
+    dim: int
+    start: int
+    size: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """That part, a view."""
+        return tensor.narrow(self.dim, self.start, self.size)
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether the tensor has that part."""
+        return tensor.dim() > self.dim and tensor.shape[self.dim] >= self.start + self.size
+
+
+@frozen(kw_only=True)
+class Source:
+    """Where a model call holds the latent: in which argument, and as what part of it.
+
+    part: the part of it, `None` for all. copies: how often the latent is repeated along the batch, once per guidance
+    branch. scale: what it was multiplied by. listed: whether the argument is a list with one tensor per sample.
+    """
+
+    argument: str
+    part: Part | None = None
+    copies: int = 1
+    scale: float = 1.0
+    listed: bool = False
+
+    def of(self, arguments: Mapping[str, Any]) -> Tensor | None:
+        """The latent in a call's arguments, with its copies, a row per sample; `None` if it is not there."""
+        value = rows_of(arguments.get(self.argument))
+        if value is None or (self.part is not None and not self.part.fits(value)):
+            return None
+        return value if self.part is None else self.part.of(value)
+
+
+def rows_of(value: Any) -> Tensor | None:
+    """A tensor with a row per sample: the value itself, or a list of tensors of one shape on top of each other."""
+    if isinstance(value, Tensor):
+        return value
+    listed = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(one, Tensor) for one in value)
+    if not listed or any(one.shape != value[0].shape or one.dtype != value[0].dtype for one in value):
+        return None
+    return torch.stack(tuple(value))
+
+
+def find_source(arguments: Mapping[str, Any], sample: Tensor) -> Source | None:
+    """Where `sample`, which the solver steps from, is among the arguments of a call; `None` if it is nowhere."""
+    found = []
+    for name, value in arguments.items():
+        tensor = rows_of(value)
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        for copies, part in places(tensor.shape, sample.shape):
+            held = tensor if part is None else part.of(tensor)
+            scale = _scale(held, sample, copies)
+            if scale is not None:
+                listed = not isinstance(value, Tensor)
+                found.append(Source(argument=name, part=part, copies=copies, scale=scale, listed=listed))
+                break
+    plain = [source for source in found if source.scale == 1.0] or found
+    return plain[0] if plain else None
+
+
+def places(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, Part | None]]:
+    """How a tensor of one shape may hold copies of one of another, along the batch: as a whole, or as a part."""
+    copies, rest = divmod(shape[0] if shape else 0, wanted[0] if wanted else 1)
+    if rest or not copies:
+        return
+    if _bare(shape[1:]) == _bare(wanted[1:]):
+        yield copies, None
+    elif len(shape) == len(wanted):
+        differing = [d for d in range(1, len(shape)) if shape[d] != wanted[d]]
+        if len(differing) == 1 and shape[differing[0]] > wanted[differing[0]]:
+            dim, size = differing[0], wanted[differing[0]]
+            room = shape[dim] - size
+            for start in dict.fromkeys((0, room, *range(min(room, 512)))):
+                yield copies, Part(dim=dim, start=start, size=size)
+
+
+def _bare(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+def _scale(held: Tensor, sample: Tensor, copies: int) -> float | None:
+    """c with held = c * sample, in every copy; `None` if there is none. Some elements first, then all."""
+    wanted, given = sample.detach().flatten(), held.detach().reshape(copies, -1)
+    if given.shape[1] != len(wanted):
+        return None
+    every = max(len(wanted) // SAMPLED, 1)
+    some = torch.stack([t[::every].to(held.device, torch.float64) for t in (given[0], wanted)]).cpu().numpy()
+    norm = float(some[1] @ some[1])
+    scale = float(some[0] @ some[1]) / norm if norm > 0.0 else 0.0
+    if not abs(scale) > 1e-9:
+        return None
+    limit = ROUNDINGS * eps_of(held) * abs(scale)
+    if not abs(some[0] - scale * some[1]).max() <= limit * abs(some[1]).max():
+        return None
+    scale = 1.0 if abs(scale - 1.0) <= ROUNDINGS * eps_of(held) else scale
+    whole = wanted.to(held.device, torch.float64)
+    off = (given.to(torch.float64) - scale * whole).abs().amax() - limit * whole.abs().amax()
+    return scale if bool(off <= 0) else None
+
+
+def eps_of(*tensors: Tensor) -> float:
+    """The coarsest rounding among floating tensors."""
+    return max(float(torch.finfo(t.dtype).eps) for t in tensors if t.is_floating_point())
