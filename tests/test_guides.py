@@ -19,6 +19,7 @@ import typer
 from mixcache import Recipe, catalogue, enable
 from mixcache.bench.cases import Audit, Case, Reuse
 from mixcache.bench.results import Spread, Summary
+from mixcache.bench.rows import Row
 from mixcache.core import hookspecs, trace
 from mixcache.core.points import Address, NoiseLevel, Outcome, Point, Verdict, Vote
 from mixcache.core.report import Errors, GranularityReport, Report
@@ -88,7 +89,7 @@ EXPLAINED = {
     "policies": [Point, NoiseLevel, Vote, Outcome],
     "research": [
         *(trace.Header, trace.Record, trace.Learned, Address, Point, NoiseLevel, Vote, Verdict, Outcome),
-        *(Case, Audit, Reuse, Report, GranularityReport, Errors, Summary, Spread),
+        *(Case, Audit, Reuse, Report, GranularityReport, Errors, Summary, Spread, Row),
     ],
     "models": [ModelAdapter, BlockList, PipelineFolder, Scene],
 }

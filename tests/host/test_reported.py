@@ -31,10 +31,7 @@ README = {"basis": "noise", "forecast": "linear:abscissa=sigma"}
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 OPEN = {
-    r"finished_run_is_computed\[cogvideox\]": "a noise scheduler that counts no steps does not say when it is over",
-    r"constant_velocity.*\[lumina2": "nothing tells yet that a model nobody described returns the negative velocity",
     r"half_precision.*\[12.0\]": "the anchor is the latent as the model gets it, rounded to its dtype",
-    r"fresh_noise.*\[static": "nothing tells yet that the noise scheduler draws noise",
     r"table_of_another_checkpoint": "tables are matched by the model's configuration alone",
     r"compiling_after_enabling": "the hooks cannot be traced",
 }

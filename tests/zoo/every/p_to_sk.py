@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,13 @@ def model(name: str, **changes: Any) -> Any:
         changes = {**build(name)[0].config, **changes}
     torch.manual_seed(0)
     return drawn(getattr(diffusers, name)(**{**(ROWS[name].config if name in ROWS else {}), **changes}))
+
+
+def controlnet(kind: type, transformer: Any) -> Any:
+    """A ControlNet of two blocks, as wide as the transformer."""
+    taken = set(inspect.signature(kind.__init__).parameters) - {"self", "num_layers"}
+    torch.manual_seed(2)
+    return drawn(kind(num_layers=2, **{name: value for name, value in transformer.config.items() if name in taken}))
 
 
 def tiny(pipe: Any, other_size: dict[str, Any], unguided: dict[str, Any] | None = None, **given: Any) -> Tiny:
@@ -72,7 +80,7 @@ def half_mask(size: int = 32) -> Image.Image:
 
 
 def prx() -> Tiny:
-    """One doubled batch; the pipeline takes one timestep for each half, so a batch of more relies on broadcasting."""
+    """One doubled batch; the pipeline gives each half one timestep, so that it fails for more than one prompt."""
     pipe = diffusers.PRXPipeline(model("PRXTransformer2DModel"), flow(shift=3.0), None, None)
     return tiny(pipe, TALLER, **SQUARE, use_resolution_binning=False, **embeds(5, 16), **masks(5, to=torch.bool))
 
@@ -142,22 +150,22 @@ class Shrinking(diffusers.AutoencoderKLQwenImage):
         return super().encode(torch.nn.functional.avg_pool3d(x, (1, side, side)), *args, **more)
 
 
-def qwen_vae(levels: int = 3, channels: int = 3) -> Any:
+def qwen_vae(levels: int = 3, channels: int = 3, latent_channels: int = 4) -> Any:
     """An autoencoder that halves the side so many times; three of them its own."""
     torch.manual_seed(1)
-    kind = Shrinking(
+    autoencoder = Shrinking(
         base_dim=3,
-        z_dim=4,
+        z_dim=latent_channels,
         dim_mult=[1, 1, 1, 1],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
+        latents_mean=[0.0] * latent_channels,
+        latents_std=[1.0] * latent_channels,
         input_channels=channels,
-    ).eval()
+    )
     # the pipelines count these to know how much it shrinks
-    kind.temperal_downsample = [False] * levels
-    return kind
+    autoencoder.temperal_downsample = [False] * levels
+    return drawn(autoencoder)
 
 
 def qwen(
@@ -236,9 +244,10 @@ def qwen_layered() -> Tiny:
     return qwen(
         "QwenImageLayeredPipeline",
         {"layers": 2},
-        qwen_vae(levels=6, channels=4),
+        # as many channels as the picture's would make it pass for a latent
+        qwen_vae(levels=6, channels=4, latent_channels=8),
         {**NO_PROCESSOR, "text_encoder": Float32()},
-        {"use_additional_t_cond": True, "use_layer3d_rope": True},
+        {"in_channels": 32, "out_channels": 8, "use_additional_t_cond": True, "use_layer3d_rope": True},
         image=picture().convert("RGBA"),
         layers=1,
         # without one it asks for a description of the picture
@@ -249,18 +258,9 @@ def qwen_layered() -> Tiny:
 
 def qwen_controlnet() -> Tiny:
     """The branch without the prompt gets the other one's residuals."""
-    torch.manual_seed(0)
-    config = dict(build("QwenImageTransformer2DModel")[0].config)
-    taken = ("patch_size", "in_channels", "out_channels", "attention_head_dim", "num_attention_heads")
-    taken += ("joint_attention_dim", "axes_dims_rope")
-    controlnet = diffusers.QwenImageControlNetModel(num_layers=2, **{name: config[name] for name in taken})
-    return qwen(
-        "QwenImageControlNetPipeline",
-        TALLER,
-        parts={"controlnet": drawn(controlnet)},
-        **SQUARE,
-        control_image=picture(),
-    )
+    net = controlnet(diffusers.QwenImageControlNetModel, model("QwenImageTransformer2DModel"))
+    parts = {"controlnet": net}
+    return qwen("QwenImageControlNetPipeline", TALLER, parts=parts, **SQUARE, control_image=picture())
 
 
 # QwenImage 2.1
@@ -324,7 +324,7 @@ SANA = {"height": 128, "width": 64, "use_resolution_binning": False, "negative_p
 def sana() -> Tiny:
     """One doubled batch, a multistep noise scheduler of flows."""
     pipe = diffusers.SanaPipeline(**NO_ENCODER, vae=None, transformer=model("SanaTransformer2DModel"), scheduler=dpm())
-    return tiny(pipe, TALLER, **SANA, **embeds(5, 8), **masks(5))
+    return tiny(pipe, {"height": 96}, **SANA, **embeds(5, 8), **masks(5))
 
 
 def sana_pag() -> Tiny:
@@ -338,35 +338,29 @@ def sana_pag() -> Tiny:
 
 def sana_vae() -> Any:
     torch.manual_seed(1)
-    every = {"out_channels": (4,) * 4, "layers_per_block": (1,) * 4, "qkv_multiscales": ((),) * 4}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in every.items()}
-    sides = {name.replace("er_out_", "er_block_out_"): value for name, value in sides.items()}
-    return diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, **sides).eval()
+    return diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_out_channels=(4,) * 4,
+        decoder_block_out_channels=(4,) * 4,
+        encoder_layers_per_block=(1,) * 4,
+        decoder_layers_per_block=(1,) * 4,
+        encoder_qkv_multiscales=((),) * 4,
+        decoder_qkv_multiscales=((),) * 4,
+    ).eval()
 
 
 def sana_controlnet() -> Tiny:
     transformer = model("SanaTransformer2DModel", num_layers=3)
-    torch.manual_seed(0)
-    taken = {name: value for name, value in transformer.config.items() if name in SANA_CONTROLNET}
-    controlnet = drawn(diffusers.SanaControlNetModel(num_layers=2, **taken))
     pipe = diffusers.SanaControlNetPipeline(
-        **NO_ENCODER, vae=sana_vae(), transformer=transformer, controlnet=controlnet, scheduler=dpm()
+        **NO_ENCODER,
+        vae=sana_vae(),
+        transformer=transformer,
+        controlnet=controlnet(diffusers.SanaControlNetModel, transformer),
+        scheduler=dpm(),
     )
     given = {**SANA, **SQUARE, "control_image": picture()}
     return tiny(pipe, TALLER, **given, **embeds(5, 8), **masks(5))
-
-
-SANA_CONTROLNET = (
-    "in_channels",
-    "out_channels",
-    "num_attention_heads",
-    "attention_head_dim",
-    "num_cross_attention_heads",
-    "cross_attention_head_dim",
-    "cross_attention_dim",
-    "caption_channels",
-    "sample_size",
-)
 
 
 def sana_sprint(name: str = "SanaSprintPipeline", **given: Any) -> Tiny:
@@ -510,7 +504,7 @@ def skyreels_forcing_asynchronous() -> Tiny:
 
 def skyreels_forcing_long() -> Tiny:
     """Two denoisings, one after the other: the second is given the first one's last frames."""
-    return skyreels_forcing(num_frames=21, base_num_frames=13, overlap_history=5, addnoise_condition=0)
+    return skyreels_forcing(num_frames=21, base_num_frames=13, overlap_history=5)
 
 
 def skyreels_forcing_image_to_video() -> Tiny:
