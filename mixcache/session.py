@@ -83,8 +83,8 @@ class Session:
         try:
             for name, model in self._models.items():
                 self._attachments.append(Attachment(model, root_hook(name, self._calls.forward, self._calls.finished)))
-                if plan.uses(Granularity.BLOCK):
-                    self._calls.layouts.lay_out(model, adapters[name])
+            if plan.uses(Granularity.BLOCK):
+                self._calls.layouts.lay_out([(model, adapters[name]) for name, model in self._models.items()])
         except BaseException:
             self.disable()
             raise

@@ -85,8 +85,22 @@ def prepare(
         return _loaded(name, where, dtype, given)
     published, precision = MODELS[name], find_dtype(dtype, where)
     size = _sized(published.family, published.small if where.type == "cpu" else published.full, given)
-    transformer = _made(published.family, {**published.config, **_fewer(published, layers)}, where, precision)
+    config = {**published.config, **_fewer(published, layers)}
+    with roomy(name, where):
+        transformer = _made(published.family, config, where, precision)
     return _ready(name, "random", published.family, transformer, size)
+
+
+@contextmanager
+def roomy(name: str, device: torch.device) -> Iterator[None]:
+    """A lack of memory inside becomes a `ConfigurationError` that says what to ask less of."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"--model {name} does not fit on {device}: {str(error).splitlines()[0]} Give fewer --layers or --frames, "
+            "or a smaller --height and --width."
+        ) from error
 
 
 def _fewer(published: Published, layers: int | None) -> dict[str, int]:
@@ -111,7 +125,8 @@ def _loaded(name: str, device: torch.device, dtype: str | None, given: Mapping[s
             "`mixcache compare --policy static:every=1` measures what mixcache costs on any pipeline."
         )
     family = FAMILIES[kind]
-    usual = next(published.small for published in MODELS.values() if published.family is family)
+    like = next(published for published in MODELS.values() if published.family is family)
+    usual = like.small if device.type == "cpu" else like.full
     told = {way: model.defaults.get(flag) for way, flag in _CALLED.items()}
     usual = evolve(usual, **{way: value for way, value in told.items() if value is not None})
     scales = {way: getattr(model.pipeline, attribute, None) for attribute, way in _SCALES.items()}

@@ -165,7 +165,7 @@ HEADER = (
     "ideal",
     "of ideal",
     "own,\nms/step",
-    "own, %\nof a step",
+    "own, %\nof step",
     "syncs\nper step",
     "at\nstart",
     "cache\nbytes",

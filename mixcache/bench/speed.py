@@ -10,7 +10,7 @@ import gc
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from attrs import asdict, frozen
 from torch import Tensor
 
-from mixcache.bench.bare import Bare, schedule
+from mixcache.bench.bare import Bare, roomy, schedule
 from mixcache.bench.loading import environment
 from mixcache.bench.meter import LOOP, OWN, Clock, Gauge, Meter, counter, metered
 from mixcache.bench.published import GUIDANCE
@@ -81,33 +81,38 @@ def measure(bench: Bench, file: RowFile, watch: Watch | None = None) -> list[Row
     watch = watch or Watch()
     settings = bench.settings
     missing = [key for key in bench.keys if file.find(settings, key) is None]
-    recipes = {str(recipe): recipe for recipe in bench.recipes}
     warm_ups = len({compiled for _, compiled in missing})
     watch.started(warm_ups + len(missing) * (1 + 3 * bench.repeats), bench.steps)
-    warm = None
+    gc.collect()
+    gc.freeze()  # so that collecting before each run is quick
     try:
-        for variant, compiled in missing:
-            if warm is None:
-                _check_fit(bench)
-            if warm is not compiled:
-                if compiled:
-                    bench.bare.compile()
-                run(bench, None, watch)
-                warm = compiled
-            row = _row(bench, recipes[variant], compiled, watch)
-            file.add(row)
-            watch.case(row)
+        with roomy(bench.bare.name, bench.bare.device):
+            for row in _rows(bench, missing, watch):
+                file.add(row)
+                watch.case(row)
     except KeyboardInterrupt:
         done = sum(file.find(settings, key) is not None for key in bench.keys)
         kept = f"{done} of {len(bench.keys)} rows are kept in {file.path}; the same command goes on from there."
         raise KeyboardInterrupt(kept) from None
-    except torch.OutOfMemoryError as error:
-        raise ConfigurationError(
-            f"--model {bench.bare.name} does not fit on {bench.bare.device}: {str(error).splitlines()[0]} Give fewer "
-            "--layers or --frames, or a smaller --height and --width."
-        ) from error
+    finally:
+        gc.unfreeze()
     found = (file.find(settings, key) for key in bench.keys)
     return [row for row in found if row is not None]
+
+
+def _rows(bench: Bench, missing: Sequence[tuple[str, bool]], watch: Watch) -> Iterator[Row]:
+    """The rows that are missing, after a run to warm up; compiled where the first compiled one is due."""
+    recipes = {str(recipe): recipe for recipe in bench.recipes}
+    if missing:
+        _check_fit(bench)
+    warm = None
+    for variant, compiled in missing:
+        if warm is not compiled:
+            if compiled:
+                bench.bare.compile()
+            run(bench, None, watch)
+            warm = compiled
+        yield _row(bench, recipes[variant], compiled, watch)
 
 
 def _check_fit(bench: Bench) -> None:

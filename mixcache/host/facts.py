@@ -56,14 +56,14 @@ def fit(wanted: Tensor, columns: Sequence[Tensor]) -> Fit:
 class Combined:
     """How one output of the branches entered the solver: model_output = sample * x + sum of weights_i * o_i.
 
-    field: which of the model's outputs. part: the part of it that is the prediction; `None` for all. weights: one per
-    branch, in the order of the calls and of the parts of a batch; `None` where every sample or token has its own, as
-    after rescaling. sign: of the sum of the weights. conditional: the branch that guidance goes towards, if one is.
-    unique: whether no other weights, of the latent too, would explain it as well.
+    field: which of the model's outputs. parts: by call, the part of it that is the prediction; `None` for all. weights:
+    one per branch, in the order of the calls and of the parts of a batch; `None` where every sample or token has its
+    own, as after rescaling. sign: of the sum of the weights. conditional: the branch that guidance goes towards, if one
+    is. unique: whether no other weights, of the latent too, would explain it as well.
     """
 
-    field: int
-    part: Part | None
+    field: int = 0
+    parts: tuple[Part | None, ...] = ()
     sample: float = 0.0
     weights: tuple[float, ...] | None = None
     sign: float = 1.0
@@ -92,12 +92,13 @@ def combine(
         return None
     for index in range(max(map(len, outputs), default=0)):
         tensors = [fields[index] for fields in outputs if index < len(fields)]
-        for part in _predictions(tensors[0].shape, wanted.shape, hint):
-            branches = _branches(tensors, part, wanted)
+        likely = [list(_predictions(tensor.shape, wanted.shape, hint)) for tensor in tensors]
+        for parts in zip(*(found if len(found) > 1 else found * 3 for found in likely)):
+            branches = _branches(tensors, parts, wanted)
             if branches:
                 found = _combined(wanted, sample, branches)
                 if found is not None:
-                    return evolve(found, field=index, part=part)
+                    return evolve(found, field=index, parts=parts)
     return None
 
 
@@ -112,10 +113,10 @@ def _predictions(shape: Sequence[int], wanted: Sequence[int], hint: Part | None)
     yield from dict.fromkeys([*likely, *inner[:2]])
 
 
-def _branches(tensors: Sequence[Tensor], part: Part | None, wanted: Tensor) -> list[Tensor]:
+def _branches(tensors: Sequence[Tensor], parts: Sequence[Part | None], wanted: Tensor) -> list[Tensor]:
     """The branches that the outputs of one step hold, each of the size of `wanted`; none if they cannot be cut so."""
     found: list[Tensor] = []
-    for tensor in tensors:
+    for tensor, part in zip(tensors, parts):
         if part is not None and not part.fits(tensor):
             return []
         cut = tensor if part is None else part.of(tensor)
@@ -132,9 +133,7 @@ def _combined(wanted: Tensor, sample: Tensor, branches: Sequence[Tensor]) -> Com
         a, weights = (0.0, plain.values) if plain.explained else (whole.values[0], whole.values[1:])
         towards = conditional(weights) if (plain if plain.explained else whole).unique else None
         sign = 1.0 if sum(weights) >= 0 else -1.0
-        return Combined(
-            field=0, part=None, sample=a, weights=weights, sign=sign, conditional=towards, unique=whole.unique
-        )
+        return Combined(sample=a, weights=weights, sign=sign, conditional=towards, unique=whole.unique)
     if len(branches) < 2:
         return _most(wanted, sample, branches)
     return _most(wanted, sample, branches) or _grouped(wanted, branches)
@@ -164,9 +163,7 @@ def _most(wanted: Tensor, sample: Tensor, branches: Sequence[Tensor]) -> Combine
                 weights, mixed = tuple(found[:-1].tolist()), float(found[-1])
                 a = 0.0 if abs(mixed) <= 1e-4 * float(np.abs(found).max()) else mixed
                 sign = 1.0 if sum(weights) >= 0 else -1.0
-                return Combined(
-                    field=0, part=None, sample=a, weights=weights, sign=sign, conditional=conditional(weights)
-                )
+                return Combined(sample=a, weights=weights, sign=sign, conditional=conditional(weights))
     return None
 
 
@@ -183,7 +180,7 @@ def _grouped(wanted: Tensor, branches: Sequence[Tensor]) -> Combined | None:
         if all(one.explained and one.unique for one in fits) and len(signs) == 1:
             found = {conditional(one.values) for one in fits}
             towards = found.pop() if len(found) == 1 else None
-            return Combined(field=0, part=None, sign=1.0 if signs.pop() else -1.0, conditional=towards)
+            return Combined(sign=1.0 if signs.pop() else -1.0, conditional=towards)
     return None
 
 

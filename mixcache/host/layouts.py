@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,13 +43,19 @@ class Layouts:
         alive = set(map(id, model.modules())) if row is not None else set()
         return row if row is not None and all(id(block) in alive for block in row.modules) else None
 
-    def lay_out(self, model: Any, adapter: ModelAdapter) -> None:
-        """Lay out a model whose blocks are known; the others are watched at their first call."""
-        row = self.known(model, adapter)
-        if row is None and not any(isinstance(one, torch.nn.ModuleList) and len(one) for one in model.modules()):
-            row = Row((), ())  # there is nothing to find
-        if row is not None:
-            self._lay(model, Layout.of(model, adapter, self._plan, row))
+    def lay_out(self, models: Sequence[tuple[Any, ModelAdapter]]) -> None:
+        """Lay out the models whose blocks are known; the others are watched at their first call.
+
+        Raises `AttachError` where none of them has any list of blocks.
+        """
+        for model, adapter in models:
+            row = self.known(model, adapter)
+            if row is not None:
+                self._lay(model, Layout.of(model, adapter, self._plan, row))
+            elif not any(isinstance(one, torch.nn.ModuleList) and len(one) for one in model.modules()):
+                self._layouts[id(model)] = None
+        if all(self._layouts.get(id(model), ...) is None for model, _ in models):
+            Layout.of(*models[0], self._plan, Row((), ()))  # says what is missing
 
     def run(self, call: ModelCall, loop: Visits, point: Point, *, audit: bool) -> None:
         """Compute a call, with its spans of blocks visited where they are known."""

@@ -93,8 +93,8 @@ def agreed(noise_scheduler: Any, index: int, moved: tuple[float, float], rough: 
             now = turned[index]
             if now is not None and implied(now, nexts[index], moved, rough):
                 return turned
-    for pairs in _tables(noise_scheduler).values():
-        for kind in _KINDS:
+    for family, pairs in _tables(noise_scheduler).items():
+        for kind in _KINDS[family.split()[-1]]:
             for sign in (1.0, -1.0):
                 levels = _levels(pairs, kind, sign)
                 now = levels[index]
@@ -103,7 +103,11 @@ def agreed(noise_scheduler: Any, index: int, moved: tuple[float, float], rough: 
     return None
 
 
-_KINDS: tuple[Prediction, ...] = ("flow", "epsilon", "v_prediction", "sample")
+_KINDS: dict[str, tuple[Prediction, ...]] = {
+    "flow": ("flow", "epsilon", "sample"),
+    "variance": ("epsilon", "v_prediction", "sample"),
+}
+"""What a model may predict where alpha + sigma = 1, and where the sum of their squares is."""
 
 
 def implied(level: NoiseLevel, after: tuple[float, float], moved: tuple[float, float], rough: float) -> bool:

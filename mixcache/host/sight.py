@@ -6,10 +6,11 @@ where the latent stood among their arguments. Nothing can be reused there, so th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from mixcache.core.streams import Streams
@@ -54,7 +55,7 @@ class Branch:
     parts: int
 
 
-@define
+@define(eq=False)
 class Made:
     """One call of the present evaluation. outputs: none where they are no tensors."""
 
@@ -69,7 +70,7 @@ class Made:
 class _Shown:
     """What one step of the solver showed."""
 
-    source: Source | None
+    sources: dict[str, Source]
     combined: Combined | None
     after: Fit | None
     rough: float
@@ -117,17 +118,22 @@ class Sight:
         pattern = self.pattern
         if not self.made or not (always or self.pending or pattern not in self._patterns):
             return
-        source = next((s for s in (find_source(one.call.arguments, step.sample) for one in self.made) if s), None)
-        combined = combine(
-            step.model_output, step.sample, [one.outputs for one in self.made], source.part if source else None
-        )
+        step = _once(step)
+        sources: dict[str, Source] = {}
+        for one in self.made:
+            if one.component not in sources:
+                source = find_source(one.call.arguments, step.sample)
+                if source is not None:
+                    sources[one.component] = source
+        hint = next((source.part for source in sources.values() if source.part is not None), None)
+        combined = combine(step.model_output, step.sample, [one.outputs for one in self.made], hint)
         if self.pending:
             after = fit(step.after, (step.sample, step.model_output)) if step.after.shape == step.sample.shape else None
             rough = eps_of(step.after, *[o for one in self.made for o in one.outputs if o.is_floating_point()])
             self._shown.append(
-                _Shown(source=source, combined=combined, after=after, rough=rough, solver=step.noise_scheduler)
+                _Shown(sources=sources, combined=combined, after=after, rough=rough, solver=step.noise_scheduler)
             )
-        rows = step.sample.shape[0]
+        rows = max(step.sample.shape[0], 1)
         if combined is None and sum(count for _, count in pattern) > rows:
             self.unexplained = True
         if combined is not None:
@@ -144,6 +150,8 @@ class Sight:
                     found = Branch(call=call, part=at, parts=count)
                     break
                 at -= count
+        if found is None and sum(counts) > 1:
+            self.unexplained = True
         self._patterns[pattern] = found if sum(counts) > 1 else None
 
     def guided(self, place: int) -> tuple[bool, Branch | None]:
@@ -161,41 +169,55 @@ class Sight:
         following: the arguments of its next call, if that is known: where no solver could be watched, what became of
         the latent tells as much.
         """
-        found = self._settled(component, following)
         tries = self._tries[component] = self._tries.get(component, 0) + 1
+        found = self._settled(component, following, last=tries == TRIES)
         if found.why and tries < TRIES:
             return None
         self.facts[component] = found
         return found
 
-    def _settled(self, component: str, following: Mapping[str, Any] | None) -> Facts:
+    def _settled(self, component: str, following: Mapping[str, Any] | None, *, last: bool) -> Facts:
+        """The facts that one evaluation shows. last: take what is declared, or alike, for what was never shown."""
         made = [one for one in self.made if one.component == component and one.pending and one.outputs]
         if not made:
             return Facts(why="what it returned is no tensor")
-        shown = [one for one in self._shown if one.source is not None]
+        shown = [one for one in self._shown if component in one.sources]
         if not self._shown and following is not None:
             shown = list(self._from_arguments(made, following))
         first, count = made[0], len(made[0].outputs)
+        at = next(i for i, one in enumerate(self.made) if one is first)
         by_field = {s.combined.field: s for s in shown if s.combined is not None}
         if count == 1 and not by_field and shown:
             by_field = {0: shown[0]}
-        if len(by_field) < count and count > 1:
+        if len(by_field) < count and count > 1 and not last:
             index = min(set(range(count)) - set(by_field))
             return Facts(why=f"it returned more than one tensor, and nothing showed what output {index} is")
         main = by_field.get(0)
-        sources, parts = [], []
+        sources: list[Source] = []
+        parts: list[Part | None] = []
         for index, output in enumerate(first.outputs):
             found = by_field.get(index)
-            source = _declared(first.call, output) if found is None or found.source is None else found.source
-            if source is None or source.of(first.call.arguments) is None:
+            source = _declared(first.call, output) if found is None else found.sources[component]
+            latent = None if source is None else source.of(first.call.arguments)
+            if source is None or latent is None:
                 return Facts(why=_unfound(count, index))
+            combined = None if found is None else found.combined
+            part = None if combined is None else combined.parts[at]
+            prediction = output if part is None else part.of(output)
+            if latent.shape != prediction.shape:
+                return Facts(
+                    why=f"its output of {tuple(output.shape)} has another shape than the latent of "
+                    f"{tuple(latent.shape)}, and nothing showed which part of it is the prediction"
+                )
+            if any(source.argument == other.argument and source.part == other.part for other in sources):
+                return Facts(why=f"it returned more than one tensor, and nothing showed what output {index} is")
             sources.append(source)
-            parts.append(None if found is None or found.combined is None else found.combined.part)
+            parts.append(part)
         return Facts(
             sources=tuple(sources),
             parts=tuple(parts),
             watched=main is not None,
-            moved=None if main is None else _moved(main),
+            moved=None if main is None else _moved(main, component),
             rough=0.0 if main is None else main.rough,
             solver=None if main is None else main.solver,
         )
@@ -225,8 +247,24 @@ class Sight:
                 weights = combined.weights or ()
                 known = bool(weights) and combined.unique
                 after = Fit(values=(combined.sample, sum(weights)), misfit=0.0, explained=known, unique=known)
-                yield _Shown(source=source, combined=combined, after=after, rough=eps_of(y, *outputs[0]), solver=None)
+                yield _Shown(
+                    sources={made[0].component: source},
+                    combined=combined,
+                    after=after,
+                    rough=eps_of(y, *outputs[0]),
+                    solver=None,
+                )
                 break
+
+
+def _once(step: Stepped) -> Stepped:
+    """A step without its repetitions: some pipelines keep the latents once for each guidance branch."""
+    if step.sample.dim() == 0 or step.model_output.shape != step.sample.shape:
+        return step
+    copies = math.gcd(equal_parts(step.sample), equal_parts(step.model_output))
+    rows = step.sample.shape[0] // max(copies, 1)
+    after = step.after[:rows] if step.after.shape == step.sample.shape else step.after
+    return evolve(step, sample=step.sample[:rows], model_output=step.model_output[:rows], after=after)
 
 
 def _latents(old: Tensor, outputs: Sequence[Streams]) -> list[Part | None]:
@@ -245,7 +283,7 @@ def _declared(call: ModelCall, output: Tensor) -> Source | None:
     """Where the record of the model says that the latent is; else the one argument that is like the output."""
     arguments = call.arguments
     told = rows_of(arguments.get(call.adapter.latent_argument))
-    if told is not None:
+    if told is not None and told.dim() == output.dim() and told.shape[0] == output.shape[0]:
         listed = not isinstance(arguments[call.adapter.latent_argument], Tensor)
         part = None
         if told.dim() == output.dim():
@@ -267,10 +305,10 @@ def _unfound(count: int, index: int) -> str:
     return f"{which} was not found among the arguments; pass adapter=ModelAdapter(model=..., latent_argument=...)"
 
 
-def _moved(shown: _Shown) -> tuple[float, float] | None:
+def _moved(shown: _Shown, component: str) -> tuple[float, float] | None:
     """(P, Q) of a step that is explained by the latent and the model's output."""
-    after, combined, source = shown.after, shown.combined, shown.source
-    if after is None or combined is None or source is None or not after.explained:
+    after, combined, source = shown.after, shown.combined, shown.sources[component]
+    if after is None or combined is None or not after.explained:
         return None
     p, q = after.values
     if shown.solver is None:
