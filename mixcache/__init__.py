@@ -31,7 +31,8 @@ _FROM = {
     "mixcache.core.trace": "Header Record Trace",
     "mixcache.core.report": "Report",
     "mixcache.core.catalogue": "register unregister",
-    "mixcache.host.adapter": "BlockList ModelAdapter PipelineFolder",
+    "mixcache.host.adapter": "ModelAdapter PipelineFolder",
+    "mixcache.host.rows": "BlockList",
     "mixcache.host.sites": "Scene",
     "mixcache.host.bounds": "Bound",
     "mixcache.host.own_loop": "Run",
@@ -102,11 +103,11 @@ if TYPE_CHECKING:
     from mixcache.errors import RunError as RunError
     from mixcache.errors import TraceError as TraceError
     from mixcache.errors import UnknownNameError as UnknownNameError
-    from mixcache.host.adapter import BlockList as BlockList
     from mixcache.host.adapter import ModelAdapter as ModelAdapter
     from mixcache.host.adapter import PipelineFolder as PipelineFolder
     from mixcache.host.bounds import Bound as Bound
     from mixcache.host.own_loop import Run as Run
+    from mixcache.host.rows import BlockList as BlockList
     from mixcache.host.sites import Scene as Scene
     from mixcache.recipe import Recipe as Recipe
     from mixcache.session import Session as Session

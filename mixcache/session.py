@@ -33,6 +33,7 @@ from mixcache.host.diffusers import BareHost, PipelineHost, is_pipeline, models_
 from mixcache.host.own_loop import Run
 from mixcache.host.patch import Attachment, block_hook, check_compiled, root_hook
 from mixcache.host.protocol import Host
+from mixcache.host.rows import Row
 from mixcache.host.sites import Layout
 from mixcache.recipe import Recipe
 
@@ -183,6 +184,11 @@ class Session:
     def save_trace(self, path: str | Path, prompt: str | None = None, seed: int | None = None) -> None:
         """Write the records of the last run as a trace file (JSON lines)."""
         trace.write(path, self.header(prompt, seed), self.records)
+
+    def seen(self) -> dict[str, tuple[Any, Run[Loop] | None, Row | None]]:
+        """By component: its model, its last run that is over, its blocks; for `mixcache.bench.inspect`."""
+        calls = self._calls
+        return {name: (model, calls.seen.get(name), calls.layouts.row(model)) for name, model in self._models.items()}
 
     def _notes(self) -> tuple[str, ...]:
         """What a user who expected more reuse should know."""

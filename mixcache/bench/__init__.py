@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from mixcache.bench.cases import Audit, Case, CaseStore, Reuse
     from mixcache.bench.comparing import compare
     from mixcache.bench.comparison import Comparison
+    from mixcache.bench.found import Found
     from mixcache.bench.gallery import write_gallery, write_report
     from mixcache.bench.generation import Generation, LoopClock, generate
+    from mixcache.bench.inspecting import inspect, inspect_pipeline
     from mixcache.bench.loading import Model, environment, load, read_prompts
     from mixcache.bench.media import Clips, as_uint8, write_clip
     from mixcache.bench.metrics.frames import psnr, relative_error, ssim
@@ -43,8 +45,10 @@ _FILES = {
     "cases": ("Audit", "Case", "CaseStore", "Reuse"),
     "comparing": ("compare",),
     "comparison": ("Comparison",),
+    "found": ("Found",),
     "gallery": ("write_gallery", "write_report"),
     "generation": ("Generation", "LoopClock", "generate"),
+    "inspecting": ("inspect", "inspect_pipeline"),
     "loading": ("Model", "environment", "load", "read_prompts"),
     "media": ("Clips", "as_uint8", "write_clip"),
     "metrics.frames": ("psnr", "relative_error", "ssim"),
@@ -59,6 +63,7 @@ __all__ = [
     "CaseStore",
     "Clips",
     "Comparison",
+    "Found",
     "Generation",
     "LoopClock",
     "Model",
@@ -70,6 +75,8 @@ __all__ = [
     "compare",
     "environment",
     "generate",
+    "inspect",
+    "inspect_pipeline",
     "load",
     "markdown",
     "psnr",

@@ -28,6 +28,10 @@ LOST = 0.05
 """How much of the output the rounding of its anchor may make up; where a basis makes more of it, the point computes."""
 
 
+class UnfitAnchor(ConfigurationError):
+    """An output is told around an anchor of another shape: it cannot be stored."""
+
+
 @frozen
 class Basis:
     """An invertible affine change of variable. Subclasses give `coefficients`; any shape, dtype and device."""
@@ -51,14 +55,6 @@ class Basis:
             )
         return pair
 
-    def unfit(self, output: Streams, anchor: Streams, point: Point) -> str | None:
-        """Why an output cannot be told around this anchor, if so: it is related to it, and has another shape."""
-        pair = called(("basis", self), self.checked, point)
-        for a, o in zip(anchor, output):
-            if pair is not None and pair[0] != 0.0 and a.shape != o.shape:
-                return f"output of {tuple(o.shape)} beside an anchor of {tuple(a.shape)}, which wants basis='output',"
-        return None
-
     def encode(self, output: Streams, anchor: Streams, point: Point) -> Streams | None:
         """z of `output`, in its dtype, at STEP in at least float32; `None` where z cannot be formed (it is not stored).
 
@@ -68,6 +64,11 @@ class Basis:
         if pair is None:
             return None
         p, q = pair
+        for a, o in zip(anchor, output):
+            if p != 0.0 and a.shape != o.shape:
+                raise UnfitAnchor(
+                    f"output of {tuple(o.shape)} beside an anchor of {tuple(a.shape)}, which wants basis='output',"
+                )
         wide = point.granularity is Granularity.STEP  # small there, and a change of variable may amplify its rounding
         pairs = zip_longest(anchor[: len(output)], output)
         return tuple([_mix(p, a, q, o, _wide(o.dtype) if wide else o.dtype) for a, o in pairs])
@@ -168,3 +169,11 @@ class Clean(Basis):
 
 
 BASES: tuple[type[Basis], ...] = (Residual, Output, Noise, Clean)
+
+
+def encoded(basis: Basis, output: Streams, anchor: Streams, point: Point) -> tuple[Streams | None, str | None]:
+    """z of an output, `None` where it cannot be stored; and why, where it does not fit its anchor."""
+    try:
+        return called(("basis", basis), basis.encode, output, anchor, point), None
+    except UnfitAnchor as error:
+        return None, str(error)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from attrs import evolve
 from torch import Tensor
 
+from mixcache.core.basis import encoded
 from mixcache.core.forecast.base import Entry
 from mixcache.core.panel import Panel
 from mixcache.core.plan import Plan
@@ -234,8 +235,7 @@ class Loop:
         """One entry of the history that is told around this anchor."""
         slot, site, point = ticket.slot, ticket.site, ticket.point
         around = self._anchor(ticket, spec)
-        slot.unfit = site.basis.unfit(output.streams, around, point)
-        z = None if slot.unfit else called(("basis", site.basis), site.basis.encode, output.streams, around, point)
+        z, slot.unfit = encoded(site.basis, output.streams, around, point)
         if z is None or not slot.sound(z, at_once=self.plan.group is None):
             return
         beside = NOTHING_BESIDE

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from attrs import field, frozen
-from torch import Tensor
 
 from mixcache.core.points import Prediction
 from mixcache.core.tables import Calibration
 from mixcache.errors import ConfigurationError
-
-Probe = Callable[[Any, Mapping[str, Any]], Tensor]
-
-
-@frozen(kw_only=True)
-class BlockList:
-    """One list of blocks of a model, in the order in which `forward` runs them.
-
-    path: the attribute that holds it. streams: the arguments of a block's `forward` that it transforms, the image or
-    video stream first. returns: the same names in the order in which a block returns them. probe: for the first list,
-    what TeaCache measures there, from the first block and its arguments by name.
-    """
-
-    path: str
-    streams: tuple[str, ...] = ("hidden_states",)
-    returns: tuple[str, ...] = ("hidden_states",)
-    probe: Probe | None = None
+from mixcache.host.rows import BlockList
 
 
 @frozen(kw_only=True)
@@ -59,6 +42,11 @@ class ModelAdapter:
     unbatched: tuple[str, ...] = ("img_ids", "txt_ids", "image_rotary_emb")
     calibrations: tuple[Calibration, ...] = ()
     generic: bool = False
+
+    @property
+    def stated(self) -> str | None:
+        """The argument that holds x_t, if a record states it; a name that nobody stated says nothing."""
+        return None if self.generic else self.latent_argument
 
     def tables(self, model: Any) -> dict[str, Calibration]:
         """The calibrations that fit `model`, by policy name; of several the one that says most about it."""

@@ -14,16 +14,16 @@ from mixcache.core.points import Granularity, Point
 from mixcache.core.streams import Input, Streams, Value
 from mixcache.core.trace import Record
 from mixcache.host.adapter import ModelAdapter
-from mixcache.host.blocks import walking
+from mixcache.host.blocks import Layouts
 from mixcache.host.guidance import ModelCall
-from mixcache.host.guided import Guided
-from mixcache.host.layouts import Layouts
+from mixcache.host.guided import Guided, Produce, visited
+from mixcache.host.levels import know
 from mixcache.host.outputs import NotCacheable
 from mixcache.host.own_loop import Run
 from mixcache.host.protocol import Call, Forward, Host, Place
 from mixcache.host.requests import Requests
-from mixcache.host.sight import Made, reusable
-from mixcache.host.visits import Produce, visited
+from mixcache.host.sight import Made, Sight, reusable
+from mixcache.host.walks import walking
 from mixcache.host.watch import Stepped
 
 UNGUIDED = (
@@ -33,7 +33,10 @@ UNGUIDED = (
 
 
 class Calls:
-    """All calls of the models of one session: placed in their runs, and taken through the loop."""
+    """All calls of the models of one session: placed in their runs, and taken through the loop.
+
+    seen: the last run that is over, by model.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Calls:
         self.adapters = adapters
         self.notes: set[str] = set()
         self.layouts = Layouts(plan, self.notes)
+        self.seen: dict[str, Run[Loop]] = {}
         self._host = host
         self._told_end = ended
         predictions = {name: adapter.prediction for name, adapter in adapters.items()}
@@ -65,6 +69,8 @@ class Calls:
         if found is None:
             return forward(*args, **kwargs)
         run, place = found
+        if run.sight is None:
+            run.sight = Sight()
         model_call = ModelCall(model, forward, args, kwargs, self.adapters[call.component])
         try:
             if place.ordinal == 0:
@@ -83,7 +89,7 @@ class Calls:
         """A call of a model's first evaluation in a run: computed, and visited when the evaluation is over."""
         loop, point = run.memory, self._point(run, place)
         if self.plan.uses(Granularity.BLOCK):
-            self.layouts.run(call, loop, point, audit=self.plan.audit)
+            self.layouts.run(call, self.adapters[point.component], loop, point, audit=self.plan.audit)
         result = call.run()
         outputs: Streams = ()
         try:
@@ -105,9 +111,10 @@ class Calls:
             value = self._visit(run, place, call)
         except NotCacheable as more:
             self.notes.add(f"calls were computed and not cached: {more}")
+            run.sight.doubt(place.address.component)
             return more.result
         if run.complete:  # nothing comes after it, and the decoder wants the room
-            run.leading = None
+            run.sight.leading = None
             run.memory.store.forget()
             if run.ledger is None:
                 run.sight.made.clear()
@@ -125,8 +132,11 @@ class Calls:
                 arguments = following.arguments if following is not None and same else None
                 first = next(one.place for one in made if one.component == component)
                 facts = sight.settle(component, arguments)
-                if facts is not None:
-                    self.notes |= run.know(component, facts, first, place, self.plan)
+                if facts is None:
+                    why = sight.doubts.get(component, "")
+                    self.notes.add(f"calls were computed and not cached: {type(made[0].call.model).__name__}: {why}")
+                else:
+                    self.notes |= know(run, component, facts, first, place, self.plan)
             for i, one in enumerate(made):
                 if one.outputs and one.component in sight.facts:
                     self._visited_late(run, one, made[: i + 1])
@@ -173,7 +183,7 @@ class Calls:
         if plan.uses(Granularity.BLOCK) and not call.done:
             produce = self._spanned(loop, point, call)
         if plan.uses(Granularity.CFG):
-            guided = Guided(run, place, point, call, self.plan.audit, self.notes)
+            guided = Guided(run, run.sight, place, point, call, self.plan.audit, self.notes)
             leads = guided.leads
             produce = guided.around(produce)
         if plan.uses(Granularity.STEP):
@@ -184,7 +194,7 @@ class Calls:
 
         def lead() -> Value:
             value = produce()
-            run.leading = place.step, value
+            run.sight.leading = place.step, value
             return value
 
         return lead
@@ -193,7 +203,7 @@ class Calls:
         """The call with its spans of blocks visited."""
 
         def run() -> Value:
-            self.layouts.run(call, loop, point, audit=self.plan.audit)
+            self.layouts.run(call, self.adapters[point.component], loop, point, audit=self.plan.audit)
             return Value(call.compute(), call.exact, call.dense)
 
         return run
@@ -205,13 +215,13 @@ class Calls:
         if not (value.exact and value.dense):
             with walking(None):
                 true = call.plain()[0]
-        branches = Guided(run, place, self._point(run, place), call, self.plan.audit, self.notes).names
+        branches = Guided(run, run.sight, place, self._point(run, place), call, self.plan.audit, self.notes).names
         run.ledger.note(place.step, branches, latent=call.anchors[0], used=used, true=true)
 
     def _stepped(self, step: Stepped) -> None:
         """The noise scheduler of the run in progress has taken a step."""
         run = self.requests.current()
-        if run is None:
+        if run is None or run.sight is None:
             return
         run.sight.stepped(step, always=run.ledger is not None)
         if run.ledger is not None:
@@ -221,9 +231,14 @@ class Calls:
 
     def _ended(self, run: Run[Loop]) -> None:
         """A run is over: visit what is pending, and tell the session."""
+        if run.sight is None:  # it had no calls
+            self._told_end(run)
+            return
         self._settle(run, None, None)
         if self.plan.uses(Granularity.CFG) and run.sight.unexplained:
             self.notes.add(UNGUIDED)
+        run.sight.leading = None
+        self.seen |= dict.fromkeys(run.sight.components, run)
         self._told_end(run)
 
 

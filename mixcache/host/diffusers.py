@@ -58,6 +58,7 @@ class PipelineHost:
         self._pipeline = pipeline
         self._listener: Listener | None = None
         self._watches: list[Watch] = []
+        self._begin = 0
 
     def listen(self, wanted: Callable[[], bool], told: Callable[[Stepped], None]) -> None:
         """Watch every noise scheduler that the pipeline has."""
@@ -103,18 +104,23 @@ class PipelineHost:
 
     def schedule(self, prediction: Prediction | None, timestep: Any) -> Schedule:
         """The noise levels of the run in progress."""
-        found = read_schedule(self._pipeline.scheduler, prediction, self.position(timestep) or 0)
-        return evolve(found, token=self.token())
+        self._begin = self.position(timestep) or 0
+        return evolve(read_schedule(self._pipeline.scheduler, prediction, self._begin), token=self.token())
 
     def position(self, timestep: Any) -> int | None:
         """See `position`; where copies step for the noise scheduler, the rounds that they made."""
         main, noise_scheduler = self._main, self._pipeline.scheduler
         if main is not None and main.epoch is not None:
             return main.rounds
-        uncounted = main is not None and getattr(noise_scheduler, "step_index", None) is None
-        if main is not None and uncounted and main.count >= len(noise_scheduler.timesteps):
-            return len(noise_scheduler.timesteps)  # it counts nothing, but has taken all its steps
-        return position(self._pipeline, timestep)
+        found = position(self._pipeline, timestep)
+        if main is None or getattr(noise_scheduler, "step_index", None) is not None:
+            return found
+        if not main.fresh and not hasattr(noise_scheduler, "step_index"):
+            return len(noise_scheduler.timesteps)  # it does not count, and what it did before is not known
+        if not main.count:
+            return found
+        counted = self._begin + main.count  # it does not count, but was seen to take its steps
+        return counted if found is None or counted >= len(noise_scheduler.timesteps) else found
 
     def solver(self) -> Any:
         """The noise scheduler."""

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from attrs import define, field
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mixcache.core.streams import Streams
-from mixcache.host.adapter import ModelAdapter
-from mixcache.host.latents import Part, Source, rows_of
+from mixcache.host.latents import Part, Source, arguments_of, rows_of
 from mixcache.host.outputs import NotCacheable, Packing, outputs_of, unpack
-from mixcache.host.patch import arguments_of
-from mixcache.host.protocol import Forward
+
+
+class Record(Protocol):
+    """What is asked of the record of a model (a `ModelAdapter`)."""
+
+    @property
+    def stated(self) -> str | None: ...
+
+    @property
+    def branches(self) -> str: ...
+
+    @property
+    def doubled_order(self) -> tuple[str, ...]: ...
+
+    @property
+    def unbatched(self) -> tuple[str, ...]: ...
 
 
 @define
@@ -28,10 +41,10 @@ class ModelCall:
     """
 
     model: Any
-    forward: Forward
+    forward: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    adapter: ModelAdapter
+    adapter: Record
     sources: Sequence[Source] = ()
     parts: Sequence[Part | None] = ()
     anchors: Streams = ()
@@ -101,14 +114,19 @@ class ModelCall:
             raise NotCacheable(f"{type(self.model).__name__} was called without a latent in `{missing}`", self.run())
         self.sources, self.parts, self.anchors = sources, parts, anchors
 
-    def compute_rows(self, rows: slice) -> Streams:
-        """The forward of some samples of a batch: whatever has one row per sample is cut, wherever it is nested."""
+    def compute_rows(self, rows: slice, *, deep: bool) -> Streams:
+        """The forward of some samples of a batch: whatever has one row per sample is cut, wherever it is nested.
+
+        deep: also where the samples are counted by the second dimension, as in the states of all layers of an encoder.
+        """
         batch, kept = self.anchors[0].shape[0], self.adapter.unbatched
         listed = {source.argument for source in self.sources if source.listed}
 
         def cut(value: Any, name: str = "") -> Any:
             if isinstance(value, Tensor):
-                return value[rows] if value.dim() > 0 and value.shape[0] == batch else value
+                if value.dim() > 0 and value.shape[0] == batch:
+                    return value[rows]
+                return value[:, rows] if deep and value.dim() > 2 and value.shape[1] == batch else value
             if isinstance(value, dict):
                 return {key: one if key in kept else cut(one, key) for key, one in value.items()}
             if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
@@ -130,14 +148,3 @@ def may_hold(value: Any, shape: Sequence[int]) -> bool:
 
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else [one.detach().clone() for one in value]
-
-
-def equal_parts(latent: Tensor) -> int:
-    """How many equal parts the batch of latents has; 1 if they are all different. Reads the device."""
-    rows = latent.shape[0]
-    for count in range(rows, 1, -1):
-        if rows % count == 0:
-            parts = latent.reshape(count, rows // count, *latent.shape[1:])
-            if bool((parts == parts[:1]).all()):
-                return count
-    return 1

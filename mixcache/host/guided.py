@@ -11,15 +11,45 @@ from torch import Tensor
 
 from mixcache.core.points import Granularity, Point
 from mixcache.core.streams import Input, Streams, Value, form_of
-from mixcache.host.blocks import walking
-from mixcache.host.guidance import ModelCall, equal_parts
+from mixcache.host.guidance import ModelCall
+from mixcache.host.latents import equal_parts
 from mixcache.host.own_loop import Run
 from mixcache.host.protocol import Place
-from mixcache.host.sight import Branch
-from mixcache.host.visits import Produce, visited
+from mixcache.host.sight import Branch, Sight
+from mixcache.host.walks import walking
+
+Produce = Callable[[], Value]
 
 OFF = 1e-4
 """How far the conditional samples computed alone may be from those of the whole batch: relative, in L2."""
+
+
+def visited(
+    loop: Any,
+    point: Point,
+    entering: Input,
+    produce: Produce,
+    call: ModelCall,
+    plain: Callable[[], Streams] | None = None,
+    *,
+    audit: bool,
+) -> Produce:
+    """`produce` with a visit of the loop around it. plain: computes what is reused, to audit it."""
+
+    def visit() -> Value:
+        ticket = loop.open(point, entering)
+        if ticket.output is None:
+            if call.done:
+                ticket.started -= call.seconds
+            closed: Value = loop.close(ticket, produce())
+            return closed
+        if audit:
+            with walking(None):
+                loop.audit(ticket, (plain or call.plain)())
+        rebuilt: Value = ticket.output
+        return rebuilt
+
+    return visit
 
 
 @frozen
@@ -27,6 +57,7 @@ class Guided:
     """One call of a model in a run, with its guidance branches. notes: gets why none of them can be skipped."""
 
     run: Run[Any]
+    sight: Sight
     place: Place
     point: Point
     call: ModelCall
@@ -36,7 +67,7 @@ class Guided:
     @property
     def _towards(self) -> Branch | None:
         """The conditional branch: as it was seen, else as the host and the record of the model say."""
-        sight, here = self.run.sight, len(self.run.sight.made) - 1
+        sight, here = self.sight, len(self.sight.made) - 1
         known, towards = sight.guided(here)
         if known:
             return towards
@@ -49,13 +80,13 @@ class Guided:
     def leads(self) -> bool:
         """Whether the call is the conditional branch, with which others of its evaluation are compared."""
         towards = self._towards
-        return towards is not None and towards.parts == 1 and towards.call == len(self.run.sight.made) - 1
+        return towards is not None and towards.parts == 1 and towards.call == len(self.sight.made) - 1
 
     @property
     def names(self) -> list[str]:
         """The branches that the call holds, by name."""
         towards = self._towards
-        if towards is None or towards.parts == 1 or towards.call != len(self.run.sight.made) - 1:
+        if towards is None or towards.parts == 1 or towards.call != len(self.sight.made) - 1:
             return [self.place.address.branch]
         if equal_parts(self.call.anchors[0]) % towards.parts:
             return [self.place.address.branch]
@@ -66,7 +97,7 @@ class Guided:
         towards = self._towards
         if towards is None or self.leads:
             return produce
-        if towards.call == len(self.run.sight.made) - 1:
+        if towards.call == len(self.sight.made) - 1:
             return self._in_one_batch(towards, produce)
         return self._beside(produce)
 
@@ -77,7 +108,7 @@ class Guided:
 
     def _beside(self, produce: Produce) -> Produce:
         """Another branch than the conditional one, in a call of its own."""
-        step, value = self.run.leading or (-1, None)
+        step, value = self.sight.leading or (-1, None)
         if value is None or step != self.place.step or value.streams[0].shape[0] != self.call.anchors[0].shape[0]:
             return produce
         entering = Input(value.streams, exact=value.exact, done=self.call.done)
@@ -92,13 +123,13 @@ class Guided:
         only if a signal asks for it (which then costs a computed step that part twice). The first time in a run that
         part is computed alone as well, and must be what the whole call gave: else the level is refused.
         """
-        run, call, point = self.run, self.call, self.point
+        sight, call, point = self.sight, self.call, self.point
         latent = call.anchors[0]
         count = towards.parts
-        if run.parts is None or run.parts[0] != latent.shape[0]:  # read from the device once per run
-            run.parts = latent.shape[0], equal_parts(latent)
-            run.proven = None
-        if run.parts[1] % count or run.proven is False:
+        if sight.parts is None or sight.parts[0] != latent.shape[0]:  # read from the device once per run
+            sight.parts = latent.shape[0], equal_parts(latent)
+            sight.proven = None
+        if sight.parts[1] % count or sight.proven is False:
             return produce
         rows = latent.shape[0] // count
         cuts = [slice(i * rows, (i + 1) * rows) for i in range(count)]
@@ -109,7 +140,7 @@ class Guided:
             if whole:
                 return _rows(whole[0].streams, cuts[towards.part])
             entering.paid = 1 / count
-            return call.compute_rows(cuts[towards.part])
+            return call.compute_rows(cuts[towards.part], deep=sight.deep)
 
         entering = Input(conditional, form_of(_rows(call.anchors, cuts[towards.part])), done=call.done)
 
@@ -120,7 +151,7 @@ class Guided:
             return Value(_rows(value.streams, cuts[i]), value.exact, value.dense)
 
         def run_all() -> Value:
-            if run.proven is None:
+            if sight.proven is None:
                 entering.paid = 1 / count
                 if not self._proven(cuts[towards.part], produce, whole):
                     return whole[0]
@@ -151,25 +182,29 @@ class Guided:
 
     def _proven(self, cut: slice, produce: Produce, whole: list[Value]) -> bool:
         """Whether the conditional samples alone give what they give in the whole batch; the whole is computed."""
-        run = self.run
+        sight = self.sight
         whole.append(produce())
         if not (whole[0].exact and whole[0].dense):
             return False  # nothing to compare with in this evaluation
-        try:
-            with walking(None):
-                alone = self.call.compute_rows(cut)
-        except Exception as error:  # whatever the model says to a batch that it does not expect
-            run.proven, off = False, f"the model fails on them: {type(error).__name__}: {error}"
-        else:
+        sight.proven, off = False, ""
+        for deep in (False, True):
+            try:
+                with walking(None):
+                    alone = self.call.compute_rows(cut, deep=deep)
+            except Exception as error:  # whatever the model says to a batch that it does not expect
+                off = off or f"the model fails on them: {type(error).__name__}: {error}"
+                continue
             errors = [_off(a, b) for a, b in zip(alone, _rows(whole[0].streams, cut))]
-            limit = max(OFF, 4 * torch.finfo(alone[0].dtype).eps)
-            run.proven, off = max(errors) <= limit, f"they are off by {max(errors):.2g}"
-        if not run.proven:
+            if max(errors) <= max(OFF, 4 * torch.finfo(alone[0].dtype).eps):
+                sight.proven, sight.deep = True, deep
+                break
+            off = f"they are off by {max(errors):.2g}"
+        if not sight.proven:
             self.notes.add(
                 f"guidance branches were not skipped: the conditional samples computed alone are not what the whole "
                 f"batch gives ({off})"
             )
-        return bool(run.proven)
+        return bool(sight.proven)
 
 
 def _rows(streams: Streams, rows: slice) -> Streams:

@@ -14,35 +14,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field, fields
 from torch import Tensor
 
-from mixcache.host.adapter import BlockList
-from mixcache.host.patch import arguments_of
+from mixcache.host.adapter import ModelAdapter
+from mixcache.host.latents import arguments_of
+from mixcache.host.rows import BlockList, Row
 
 SMALL = 0.25
 """Lists with less than this share of the parameters of the largest that run before it, unconnected, are no blocks of
 the main row: they refine the prompt."""
-
-
-@frozen
-class Row:
-    """The blocks of a model in the order in which they run.
-
-    modules, kinds: one for each block. seams: the blocks before which something enters from elsewhere. notes: what was
-    seen and could not be used.
-    """
-
-    modules: tuple[Any, ...]
-    kinds: tuple[BlockList, ...]
-    seams: frozenset[int] = frozenset()
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, model: Any, blocks: Sequence[BlockList]) -> Row:
-        """The row that a record describes."""
-        pairs = [(module, kind) for kind in blocks for module in model.get_submodule(kind.path)]
-        return cls(tuple(module for module, _ in pairs), tuple(kind for _, kind in pairs))
 
 
 @define
@@ -189,10 +170,29 @@ def _kind(one: _Seen, places: dict[str, int] | None) -> tuple[BlockList | None, 
     return BlockList(path=one.path, streams=tuple(largest), returns=returns), ""
 
 
-def record_of(model: Any, row: Row) -> str:
-    """A record that says what was found, to be pasted into a plugin."""
-    lists = dict.fromkeys(row.kinds)
-    lines = ["ModelAdapter(", f"    model={type(model).__name__!r},", "    blocks=("]
-    for kind in lists:
-        lines.append(f"        BlockList(path={kind.path!r}, streams={kind.streams!r}, returns={kind.returns!r}),")
-    return "\n".join([*lines, "    ),", ")"])
+def described(model: Any, row: Row) -> tuple[BlockList, ...]:
+    """The lists of a row, where a record can describe it; none where only watching can.
+
+    A record says that whole lists run one after the other, each with the same streams in all of its blocks.
+    """
+    lists = tuple(dict.fromkeys(row.kinds))
+    inner = {i for i in row.seams if row.kinds[i].path == row.kinds[i - 1].path}
+    whole = Row.of(model, lists).modules
+    same = len(whole) == len(row.modules) and all(a is b for a, b in zip(whole, row.modules))
+    return lists if same and not inner else ()
+
+
+def record_of(record: ModelAdapter) -> str:
+    """A record as Python, to be pasted into a plugin; what holds by default is left out, but for streams."""
+    lines = ["ModelAdapter("]
+    for one in fields(ModelAdapter):
+        value = getattr(record, one.name)
+        if one.name == "blocks" and value:
+            lines.append("    blocks=(")
+            for kind in value:
+                known = f"path={kind.path!r}, streams={kind.streams!r}, returns={kind.returns!r}"
+                lines.append(f"        BlockList({known}),")
+            lines.append("    ),")
+        elif one.name in ("model", "latent_argument") or value != one.default:
+            lines.append(f"    {one.name}={value!r},")
+    return "\n".join([*lines, ")"]).replace("'", '"')

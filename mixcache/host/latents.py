@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -126,3 +128,27 @@ def _scale(held: Tensor, sample: Tensor, copies: int) -> float | None:
 def eps_of(*tensors: Tensor) -> float:
     """The coarsest rounding among floating tensors."""
     return max(float(torch.finfo(t.dtype).eps) for t in tensors if t.is_floating_point())
+
+
+def arguments_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    if not args:
+        return kwargs
+    return {**dict(zip(_parameters(type(model).forward), args)), **kwargs}
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the arguments of a class's forward; read once, as every block of every step asks."""
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def equal_parts(latent: Tensor) -> int:
+    """How many equal parts the batch of latents has; 1 if they are all different. Reads the device."""
+    rows = latent.shape[0]
+    for count in range(rows, 1, -1):
+        if rows % count == 0:
+            parts = latent.reshape(count, rows // count, *latent.shape[1:])
+            if bool((parts == parts[:1]).all()):
+                return count
+    return 1

@@ -13,9 +13,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from mixcache.core.streams import Streams
 from mixcache.errors import AttachError
 from mixcache.host.latents import Part, rows_of
+
+Streams = tuple[Tensor, ...]
 
 
 class NotCacheable(AttachError):

@@ -5,29 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import evolve
 from torch import Tensor
 
-from mixcache.core.plan import Plan
-from mixcache.core.points import Address, Granularity, NoiseLevel, Prediction
-from mixcache.core.streams import Value
+from mixcache.core.points import Address, NoiseLevel, Prediction
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.host.bounds import Ledger
-from mixcache.host.noise import Levels, agreed, implied, unsigned
 from mixcache.host.outputs import Packing
 from mixcache.host.protocol import Call, Place, Schedule
-from mixcache.host.sight import Facts, Sight
 
-M = TypeVar("M")
 
-UNLEVELED = (
-    "nothing was reused in a basis that needs noise levels: the first step that the noise scheduler took is not the "
-    "one that its noise levels imply. It draws fresh noise, or what the model returns is combined in a way that is not "
-    "known; use basis='residual' or 'output', or a deterministic noise scheduler"
-)
-"""What a report says where a basis such as `noise` has no ground to stand on."""
+class Memory(Protocol):
+    """What is remembered of a run."""
+
+    def end(self) -> None: ...
+
+
+M = TypeVar("M", bound=Memory)
 
 
 class Told:
@@ -57,8 +53,10 @@ class Run(Generic[M]):
     """One denoising run of one request. A loop of one's own opens it with `session.run`.
 
     memory: what is remembered of it (its `Loop`). schedule: its noise levels, where a host tells them. told: whether a
-    loop of one's own opened it. leading: the step and the value of the branch that the others of a step are compared
-    with. trusted: whether the calls so far can only have been those of this run.
+    loop of one's own opened it. sight: what its calls have shown (a `Sight`, made by who takes them). levels, signs: by
+    component, the noise levels under which its first evaluation is right, or the sign of the prediction. verified: such
+    levels, and the sign with which the solver was given the outputs under them. trusted: whether the calls so far can
+    only have been those of this run.
     """
 
     def __init__(
@@ -78,12 +76,10 @@ class Run(Generic[M]):
         self.trusted = True
         self.ledger: Ledger | None = None
         self.packings: dict[tuple[Any, str], Packing] = {}
-        self.sight = Sight()
-        self.proven: bool | None = None
-        self._levels: dict[str, Levels] = {}
-        self._signs: dict[str, float | None] = {}
-        self.leading: tuple[int, Value] | None = None
-        self.parts: tuple[int, int] | None = None
+        self.sight: Any = None
+        self.levels: dict[str, tuple[NoiseLevel | None, ...]] = {}
+        self.signs: dict[str, float | None] = {}
+        self.verified: tuple[tuple[NoiseLevel | None, ...], float] | None = None
         self.step_now = -1
         self._prediction = prediction
         self._inside = inside
@@ -126,46 +122,24 @@ class Run(Generic[M]):
     def level(self, component: str, step: int, sigma: float | None) -> NoiseLevel | None:
         """The noise level of an evaluation: from the schedule, else from its sigma."""
         if self.schedule is not None and self._sigma is None:
-            return self._levels.get(component, self.schedule.levels)[self.schedule.begin + step]
+            return self.levels.get(component, self.schedule.levels)[self.schedule.begin + step]
         if sigma is None:
             return None
-        sign = self._signs.get(component, 1.0)
+        sign = self.signs.get(component, 1.0)
         if self._prediction in (None, "flow"):
             return evolve(NoiseLevel.flow(sigma), sign=sign)
         alpha = math.sqrt(1.0 - sigma**2)
         return NoiseLevel(sigma=sigma, alpha=alpha, prediction=self._prediction, sign=sign)
 
+    @property
+    def told_sigma(self) -> float | None:
+        """The noise level that a loop of one's own tells for the calls inside of its block."""
+        return self._sigma
+
     def leveled(self, place: Place) -> Place:
         """A place with the noise level that is known by now."""
         sigma = None if place.level is None else place.level.sigma
         return evolve(place, level=self.level(place.address.component, place.step, sigma))
-
-    def know(self, component: str, facts: Facts, first: Place, now: Place | None, plan: Plan) -> set[str]:
-        """Take what the first evaluation of a model showed about its noise levels; returns what is to be noted.
-
-        first, now: the place of that evaluation, and of the one that follows it.
-        """
-        if self.schedule is not None and self._sigma is None:
-            index, told = self.schedule.begin + first.step, self.schedule.levels
-            found = None
-            if facts.moved is not None and facts.solver is not None:
-                found = agreed(facts.solver, index, facts.moved, facts.rough, told)
-            self._levels[component] = unsigned(told) if found is None else found
-            wanted = found is None
-        else:
-            level, after = first.level, None if now is None else now.level
-            wanted = False
-            if facts.moved is not None and level is not None and after is not None:
-                self._signs[component] = next(
-                    (
-                        sign
-                        for sign in (1.0, -1.0)
-                        if implied(evolve(level, sign=sign), (after.alpha, after.sigma), facts.moved, facts.rough)
-                    ),
-                    None,
-                )
-                wanted = self._signs[component] is None
-        return {UNLEVELED} if wanted and plan.needs_level(Granularity.STEP, Granularity.CFG) else set()
 
     def repeats(self, call: Call, step: int) -> bool:
         """Whether a call at `step` can only be the start of something new: a step back, or a branch seen already."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copyreg
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
 
 from mixcache.errors import AttachError
+from mixcache.host.latents import arguments_of
 from mixcache.host.protocol import Call, Forward
 
 HOOK_NAME = "mixcache"
@@ -59,7 +58,7 @@ class _Hook(ModelHook):  # type: ignore[misc]
             step=context.step_index if context else None,
             num_steps=context.num_inference_steps if context else None,
             sigma=context.sigma if context else None,
-            timestep=kwargs.get("timestep"),
+            timestep=arguments_of(module, args, kwargs).get("timestep"),
         )
         return self.handler(module, self.fn_ref.original_forward, call, args, kwargs)
 
@@ -183,16 +182,3 @@ class Attachment:
         registry.invalidate_child_registries_cache()
         if not self._had_registry and not registry.hooks:
             del self.model._diffusers_hook
-
-
-def arguments_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name."""
-    if not args:
-        return kwargs
-    return {**dict(zip(_parameters(type(model).forward), args)), **kwargs}
-
-
-@cache
-def _parameters(forward: Forward) -> tuple[str, ...]:
-    """The names of the arguments of a class's forward; read once, as every block of every step asks."""
-    return tuple(inspect.signature(forward).parameters)[1:]

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from mixcache.core.points import Address, Granularity, NoiseLevel, Point, Prediction
-from mixcache.core.store import Store, Ticket
-from mixcache.core.streams import Beside, Input, Streams, Value
 
 Forward = Callable[..., Any]
 
@@ -84,18 +82,6 @@ class Place:
             gap=gap,
             run_length=run_length,
         )
-
-
-class Visits(Protocol):
-    """The loop, as who visits places knows it."""
-
-    store: Store
-
-    def open(self, point: Point, entering: Input, beside: Beside = ...) -> Ticket: ...
-
-    def close(self, ticket: Ticket, output: Value) -> Value: ...
-
-    def audit(self, ticket: Ticket, truth: Streams) -> float: ...
 
 
 class Host(Protocol):

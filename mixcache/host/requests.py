@@ -13,26 +13,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from mixcache.core.points import Prediction, RunInfo
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.host.bounds import Ledger
 from mixcache.host.context import AMBIGUOUS, STUCK, Claims, Entered, carrier, innermost_of
-from mixcache.host.own_loop import Run
+from mixcache.host.own_loop import M, Run
 from mixcache.host.protocol import Call, Host, Place, Schedule
 
 LEDGERS_KEPT = 100
 """Of how many audited runs a session keeps the ledger, the last ones."""
-
-
-class Memory(Protocol):
-    """What is remembered of a run."""
-
-    def end(self) -> None: ...
-
-
-M = TypeVar("M", bound=Memory)
 
 
 class Requests(Generic[M]):

@@ -6,19 +6,19 @@ where the latent stood among their arguments. Nothing can be reused there, so th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from torch import Tensor
 
-from mixcache.core.streams import Streams
+from mixcache.core.streams import Streams, Value
 from mixcache.host.facts import Combined, Fit, combine, fit
-from mixcache.host.guidance import ModelCall, equal_parts
-from mixcache.host.latents import Part, Source, eps_of, find_source, rows_of
+from mixcache.host.guidance import ModelCall
+from mixcache.host.latents import Part, Source, eps_of, equal_parts, find_source, rows_of
 from mixcache.host.outputs import NotCacheable
 from mixcache.host.protocol import Place
+from mixcache.host.shown import Facts, Shown, declared, moved, once, possible_latents, unfound
 from mixcache.host.watch import Stepped
 
 TRIES = 3
@@ -26,24 +26,6 @@ TRIES = 3
 
 Pattern = tuple[tuple[str, int], ...]
 """The calls of one evaluation: component, and rows of its first output."""
-
-
-@frozen(kw_only=True)
-class Facts:
-    """What is known of one model in one run. why: for what reason nothing of it can be cached, if so.
-
-    sources, parts: for each output, where its latent is, and which part of it is the prediction. watched: whether that
-    was seen, not only declared. moved: (P, Q) with the latent after the first evaluation = P * latent + Q * output,
-    where it was made of nothing else; the latent as the model was given it. rough: the rounding in that.
-    """
-
-    sources: tuple[Source, ...] = ()
-    parts: tuple[Part | None, ...] = ()
-    watched: bool = False
-    moved: tuple[float, float] | None = None
-    rough: float = 0.0
-    solver: Any = None
-    why: str = ""
 
 
 @frozen(kw_only=True)
@@ -66,29 +48,28 @@ class Made:
     pending: bool
 
 
-@frozen(kw_only=True)
-class _Shown:
-    """What one step of the solver showed."""
-
-    sources: dict[str, Source]
-    combined: Combined | None
-    after: Fit | None
-    rough: float
-    solver: Any
-
-
 @define
 class Sight:
     """What one run has shown. facts: by component. weights: of the present evaluation's branches, once it is over.
 
-    unexplained: whether an evaluation with several branches gave what is no combination of them that is known.
+    leading: the step and the value of the conditional branch, with which others are compared. parts: rows of a batch,
+    and how many equal parts it has. proven, deep: whether its conditional samples may be computed alone, and how they
+    are cut. how: by the calls of an evaluation, how their outputs entered the solver. unexplained: whether an
+    evaluation with several branches gave what is no combination of them that is known. doubts: by component, why an
+    evaluation told nothing.
     """
 
     facts: dict[str, Facts] = field(factory=dict)
+    how: dict[Pattern, Combined] = field(factory=dict)
     made: list[Made] = field(factory=list)
     weights: tuple[float, ...] | None = None
     unexplained: bool = False
-    _shown: list[_Shown] = field(factory=list)
+    doubts: dict[str, str] = field(factory=dict)
+    leading: tuple[int, Value] | None = None
+    parts: tuple[int, int] | None = None
+    proven: bool | None = None
+    deep: bool = False
+    _shown: list[Shown] = field(factory=list)
     _patterns: dict[Pattern, Branch | None] = field(factory=dict)
     _tries: dict[str, int] = field(factory=dict)
 
@@ -96,6 +77,11 @@ class Sight:
     def pattern(self) -> Pattern:
         """The calls of the present evaluation."""
         return tuple((one.component, one.outputs[0].shape[0] if one.outputs else 0) for one in self.made)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The models that were called in an evaluation that is over."""
+        return tuple(self._tries)
 
     @property
     def pending(self) -> bool:
@@ -118,7 +104,7 @@ class Sight:
         pattern = self.pattern
         if not self.made or not (always or self.pending or pattern not in self._patterns):
             return
-        step = _once(step)
+        step = once(step)
         sources: dict[str, Source] = {}
         for one in self.made:
             if one.component not in sources:
@@ -131,7 +117,7 @@ class Sight:
             after = fit(step.after, (step.sample, step.model_output)) if step.after.shape == step.sample.shape else None
             rough = eps_of(step.after, *[o for one in self.made for o in one.outputs if o.is_floating_point()])
             self._shown.append(
-                _Shown(sources=sources, combined=combined, after=after, rough=rough, solver=step.noise_scheduler)
+                Shown(sources=sources, combined=combined, after=after, rough=rough, solver=step.noise_scheduler)
             )
         rows = max(step.sample.shape[0], 1)
         if combined is None and sum(count for _, count in pattern) > rows:
@@ -153,6 +139,7 @@ class Sight:
         if found is None and sum(counts) > 1:
             self.unexplained = True
         self._patterns[pattern] = found if sum(counts) > 1 else None
+        self.how[pattern] = combined
 
     def guided(self, place: int) -> tuple[bool, Branch | None]:
         """Whether it is known how the present evaluation is guided, and the branch that guidance goes towards.
@@ -172,9 +159,15 @@ class Sight:
         tries = self._tries[component] = self._tries.get(component, 0) + 1
         found = self._settled(component, following, last=tries == TRIES)
         if found.why and tries < TRIES:
+            self.doubts[component] = found.why
             return None
         self.facts[component] = found
         return found
+
+    def doubt(self, component: str) -> None:
+        """A call was not what the facts say: watch the next evaluation, unless that was tried often enough."""
+        if self._tries.get(component, 0) < TRIES and not self.facts[component].why:
+            del self.facts[component]
 
     def _settled(self, component: str, following: Mapping[str, Any] | None, *, last: bool) -> Facts:
         """The facts that one evaluation shows. last: take what is declared, or alike, for what was never shown."""
@@ -197,10 +190,14 @@ class Sight:
         parts: list[Part | None] = []
         for index, output in enumerate(first.outputs):
             found = by_field.get(index)
-            source = _declared(first.call, output) if found is None else found.sources[component]
+            source = (
+                declared(first.call.arguments, first.call.adapter.stated, output)
+                if found is None
+                else found.sources[component]
+            )
             latent = None if source is None else source.of(first.call.arguments)
             if source is None or latent is None:
-                return Facts(why=_unfound(count, index))
+                return Facts(why=unfound(count, index))
             combined = None if found is None else found.combined
             part = None if combined is None else combined.parts[at]
             prediction = output if part is None else part.of(output)
@@ -217,15 +214,16 @@ class Sight:
             sources=tuple(sources),
             parts=tuple(parts),
             watched=main is not None,
-            moved=None if main is None else _moved(main, component),
+            moved=None if main is None else moved(main, component),
+            sign=None if main is None or main.combined is None or main.combined.sample else main.combined.sign,
             rough=0.0 if main is None else main.rough,
             solver=None if main is None else main.solver,
         )
 
-    def _from_arguments(self, made: Sequence[Made], following: Mapping[str, Any]) -> Iterator[_Shown]:
+    def _from_arguments(self, made: Sequence[Made], following: Mapping[str, Any]) -> Iterator[Shown]:
         """The step that a loop of one's own took: which argument became what the outputs explain."""
         before = made[0].call.arguments
-        first = made[0].call.adapter.latent_argument
+        first = made[0].call.adapter.stated
         names = sorted((n for n in before if n in following), key=lambda name: name != first)
         outputs = [one.outputs for one in made]
         for name in names:
@@ -235,7 +233,7 @@ class Sight:
             if old.dim() == 0 or old.dtype != new.dtype or bool((old == new).all()):
                 continue
             copies = min(equal_parts(old), equal_parts(new))
-            for part in _latents(old, outputs):
+            for part in possible_latents(old, outputs):
                 x, y = (t if part is None else part.of(t) for t in (old, new))
                 x, y = x[: x.shape[0] // copies], y[: y.shape[0] // copies]
                 combined = combine(y, x, outputs, part)
@@ -247,7 +245,7 @@ class Sight:
                 weights = combined.weights or ()
                 known = bool(weights) and combined.unique
                 after = Fit(values=(combined.sample, sum(weights)), misfit=0.0, explained=known, unique=known)
-                yield _Shown(
+                yield Shown(
                     sources={made[0].component: source},
                     combined=combined,
                     after=after,
@@ -255,65 +253,6 @@ class Sight:
                     solver=None,
                 )
                 break
-
-
-def _once(step: Stepped) -> Stepped:
-    """A step without its repetitions: some pipelines keep the latents once for each guidance branch."""
-    if step.sample.dim() == 0 or step.model_output.shape != step.sample.shape:
-        return step
-    copies = math.gcd(equal_parts(step.sample), equal_parts(step.model_output))
-    rows = step.sample.shape[0] // max(copies, 1)
-    after = step.after[:rows] if step.after.shape == step.sample.shape else step.after
-    return evolve(step, sample=step.sample[:rows], model_output=step.model_output[:rows], after=after)
-
-
-def _latents(old: Tensor, outputs: Sequence[Streams]) -> list[Part | None]:
-    """The parts of an argument that may be the latent: all of it, or as much as an output is large."""
-    found: list[Part | None] = [None]
-    for output in outputs[0]:
-        if output.dim() == old.dim():
-            differing = [d for d in range(1, old.dim()) if old.shape[d] != output.shape[d]]
-            if len(differing) == 1 and old.shape[differing[0]] > output.shape[differing[0]]:
-                dim, size = differing[0], output.shape[differing[0]]
-                found += [Part(dim=dim, start=start, size=size) for start in (0, old.shape[dim] - size)]
-    return found
-
-
-def _declared(call: ModelCall, output: Tensor) -> Source | None:
-    """Where the record of the model says that the latent is; else the one argument that is like the output."""
-    arguments = call.arguments
-    told = rows_of(arguments.get(call.adapter.latent_argument))
-    if told is not None and told.dim() == output.dim() and told.shape[0] == output.shape[0]:
-        listed = not isinstance(arguments[call.adapter.latent_argument], Tensor)
-        part = None
-        if told.dim() == output.dim():
-            larger = [d for d in range(told.dim()) if told.shape[d] > output.shape[d]]
-            same = all(told.shape[d] == output.shape[d] for d in range(told.dim()) if d not in larger)
-            if len(larger) == 1 and same:  # what is added to the latent stands behind it
-                part = Part(dim=larger[0], start=0, size=output.shape[larger[0]])
-        return Source(argument=call.adapter.latent_argument, part=part, listed=listed)
-    like = []
-    for name, value in arguments.items():
-        tensor = rows_of(value)
-        if tensor is not None and tensor.shape == output.shape and tensor.dtype == output.dtype:
-            like.append(Source(argument=name, listed=not isinstance(value, Tensor)))
-    return like[0] if len(like) == 1 else None
-
-
-def _unfound(count: int, index: int) -> str:
-    which = "its latent" if count == 1 else f"the latent of its output {index} of {count}"
-    return f"{which} was not found among the arguments; pass adapter=ModelAdapter(model=..., latent_argument=...)"
-
-
-def _moved(shown: _Shown, component: str) -> tuple[float, float] | None:
-    """(P, Q) of a step that is explained by the latent and the model's output."""
-    after, combined, source = shown.after, shown.combined, shown.sources[component]
-    if after is None or combined is None or not after.explained:
-        return None
-    p, q = after.values
-    if shown.solver is None:
-        return p, q
-    return (p + q * combined.sample) / source.scale, q * combined.total
 
 
 def reusable(facts: Facts, call: ModelCall) -> None:

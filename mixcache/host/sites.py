@@ -6,7 +6,7 @@ everybody's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -14,17 +14,16 @@ from attrs import field, frozen
 from torch import Tensor
 
 from mixcache.core.hooks import hookimpl
-from mixcache.core.plan import Plan
-from mixcache.core.points import Granularity, Point
-from mixcache.core.policy import Policy
+from mixcache.core.points import Address, Granularity, Point
 from mixcache.core.signals import SideInput, Signal, relative_change
-from mixcache.core.store import Store
 from mixcache.core.streams import NOTHING_BESIDE, Beside, Streams
-from mixcache.errors import AttachError, ConfigurationError, PluginError, called
-from mixcache.host.adapter import BlockList, ModelAdapter
-from mixcache.host.inspect import Row
+from mixcache.errors import AttachError, PluginError, called
+from mixcache.host.adapter import ModelAdapter
+from mixcache.host.rows import BlockList, Row
 
-Spans = tuple[tuple[int, int], ...]
+Span = tuple[int, int]
+Spans = tuple[Span, ...]
+Asked = tuple[SideInput, ...]
 
 
 @frozen(kw_only=True)
@@ -126,10 +125,13 @@ class Layout:
         return {i: (first, last) for first, last in self.spans for i in range(first, last)}
 
     @classmethod
-    def of(cls, model: Any, adapter: ModelAdapter, plan: Plan, row: Row) -> Layout:
-        """Cut the blocks wherever a policy asks for it, where the streams change, and where something else enters.
+    def of(
+        cls, model: Any, adapter: ModelAdapter, row: Row, wanted: Spans, beside: Callable[[Span, int], Asked]
+    ) -> Layout:
+        """Cut the blocks wherever `wanted` says, where the streams change, and where something else enters.
 
-        Raises `AttachError` if there are no blocks, `ConfigurationError` for a span outside them.
+        beside: the side inputs that a span of so many blocks asks for.
+        Raises `AttachError` if there are no blocks, or the adapter names no probe where one is asked for.
         """
         kinds = row.kinds
         if not kinds:
@@ -137,19 +139,17 @@ class Layout:
             raise AttachError(
                 f"{type(model).__name__} has no spans of blocks to skip ({seen}). Use policies at 'step' or 'cfg'."
             )
-        wanted = [span for policy in plan.deciding(Granularity.BLOCK) for span in _spans(policy, model, len(kinds))]
         changes = {i for i in range(1, len(kinds)) if kinds[i].streams != kinds[i - 1].streams}
         cuts = sorted({cut for span in wanted for cut in span} | changes | row.seams)
         pieces = tuple((a, b) for a, b in pairwise(cuts) if any(x <= a and b <= y for x, y in wanted))
-        sites = {piece: plan.site(Granularity.BLOCK, piece, len(kinds)) for piece in pieces}
-        beside = {p: tuple(plan.side_inputs[name] for name in sorted(site.side_inputs)) for p, site in sites.items()}
+        asked = {piece: beside(piece, len(kinds)) for piece in pieces}
         probe = adapter.blocks[0].probe if adapter.blocks else None
-        if probe is None and any(one.name == "probe" for ones in beside.values() for one in ones):
+        if probe is None and any(one.name == "probe" for ones in asked.values() for one in ones):
             raise AttachError(
                 f"no adapter says what to probe on {type(model).__name__}, so 'probe_change' cannot be measured; give "
                 "its first BlockList a `probe`, or use a policy that reads another signal."
             )
-        return cls(model, adapter, row, pieces, beside)
+        return cls(model, adapter, row, pieces, asked)
 
     @property
     def kinds(self) -> tuple[BlockList, ...]:
@@ -161,12 +161,11 @@ class Layout:
         wanted = set(self.inside) | ({0} if any(self.side_inputs.values()) else set())
         return [(i, block) for i, block in enumerate(self.row.modules) if i in wanted]
 
-    def point(self, step: Point, span: tuple[int, int], store: Store) -> Point:
-        """The BLOCK point of a span, within the call that the STEP point stands for."""
+    def point(self, step: Point, span: Span, address: Address, counts: tuple[int | None, int | None, int]) -> Point:
+        """The BLOCK point of a span, within the call that the STEP point stands for. counts: age, gap, run_length."""
         first, last = span
         blocks = len(self.kinds)
-        address = store.within(step.address, self.paths[span])
-        age, gap, run_length = store.counts(address, step.step)
+        age, gap, run_length = counts
         return Point(
             granularity=Granularity.BLOCK,
             step=step.step,
@@ -246,20 +245,6 @@ class _Failed(Mapping[str, Streams]):
 
     def __len__(self) -> int:
         return len(self._known)
-
-
-def _spans(policy: Policy, model: Any, blocks: int) -> Spans:
-    """The spans that a policy asks for, checked."""
-    label = policy.policy_name()
-    spans = called(("policy", label), policy.spans, blocks)
-    for span in spans:
-        if not (isinstance(span, tuple) and len(span) == 2 and all(isinstance(i, int) for i in span)):
-            raise PluginError(f"policy {label!r} must return pairs of whole numbers from spans(), got {span!r}.")
-        if not 0 <= span[0] < span[1] <= blocks:
-            raise ConfigurationError(
-                f"policy {label!r} asks for blocks {span[0]} to {span[1]}, but {type(model).__name__} has {blocks}."
-            )
-    return tuple(spans)
 
 
 def read_streams(kind: BlockList, arguments: Mapping[str, Any]) -> Streams:

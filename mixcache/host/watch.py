@@ -41,13 +41,15 @@ class Listener:
 class Watch:
     """A noise scheduler that is watched, with its copies.
 
-    count: its steps since its timesteps were set. epoch: if copies step for it (diffusion forcing), what stands for
-    their present timesteps. rounds: how often some of them stepped between two model calls.
+    count: its steps since its timesteps were set. fresh: whether that was seen. epoch: if copies step for it
+    (diffusion forcing), what stands for their present timesteps. rounds: how often some of them stepped between two
+    model calls.
     """
 
     def __init__(self, noise_scheduler: Any) -> None:
         self.noise_scheduler = noise_scheduler
         self.count = 0
+        self.fresh = False
         self.rounds = 0
         self.epoch: object | None = None
         self._listeners: list[Listener] = []
@@ -77,7 +79,7 @@ class Watch:
     def set(self, noise_scheduler: Any) -> None:
         """Timesteps were set, of the noise scheduler or of a copy."""
         if noise_scheduler is self.noise_scheduler:
-            self.count, self.epoch = 0, None
+            self.count, self.epoch, self.fresh = 0, None, True
         elif self.epoch is None or self.rounds or self._between:  # the copies begin, or begin again
             self.epoch = object()
         else:

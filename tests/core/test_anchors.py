@@ -128,25 +128,43 @@ def guess(x: Tensor, gain: float = 0.9) -> Tensor:
 # none: the anchor is the output
 
 BY_RECIPE = [
-    "masked:at=step @ forecast=none anchor=guess",
-    "masked:at=step @ forecast.step=none anchor.step=guess",
-    "masked:at=block @ forecast=none anchor=guess",
-    "masked:at=block @ forecast.block=none anchor.block=guess",
+    "masked:at={level} @ forecast=none anchor=guess",
+    "masked:at={level} @ forecast.{level}=none anchor.{level}=guess",
 ]
-BY_VOTE = [Masked(at=level, forecast="none", anchor="guess") for level in ("step", "block")]
+WAYS: list[Any] = [
+    *[way.format(level=level) for level in ("step", "block") for way in BY_RECIPE],
+    *[Masked(at=level, forecast="none", anchor="guess") for level in ("step", "block")],
+]
 
 
-@pytest.mark.parametrize("recipe", [*BY_RECIPE, *BY_VOTE], ids=str)
+@pytest.mark.parametrize("recipe", WAYS, ids=str)
 def test_none_gives_the_anchor_to_the_bit_and_needs_no_history(recipe: Any) -> None:
-    """From the first step on: nothing is computed and nothing stored, and no history goes into what comes out."""
+    """Nothing is computed, and no history goes into what comes out.
+
+    From the first step on for spans of blocks that are described; at STEP from the second: the first is watched.
+    Nothing is stored, but where only the vote says `none`: the recipe's own forecast is held around both anchors.
+    """
     xs = latents()
     session, model, outputs = run(recipe, xs)
-    assert all(torch.equal(output, guess(x)) for x, output in zip(xs, outputs))
-    assert model.ran == [0] * 4
-    assert [(r.outcome.reused, r.exact, r.dense) for r in session.records] == [(True, True, False)] * 5
+    first = sum(r.point.granularity is Granularity.STEP for r in session.records[:1])
+    assert torch.equal(outputs[0], toy.through(xs[0]) if first else guess(xs[0]))
+    assert all(torch.equal(output, guess(x)) for x, output in zip(xs[1:], outputs[1:]))
+    assert model.ran == [first] * 4
+    decided = [(r.outcome.reused, r.exact, r.dense) for r in session.records]
+    assert decided == [(False, True, True)] * first + [(True, True, False)] * (5 - first)
     report = session.report()
-    assert report.peak_bytes == 0
-    assert report.estimated == 5
+    assert report.peak_bytes == (0 if isinstance(recipe, str) else first * 2 * xs[0].nbytes)
+    assert report.estimated == 5 - first
+
+
+def test_the_first_step_of_a_run_is_computed_and_says_so() -> None:
+    """Whatever the policy wants: only the solver's first step shows what a reuse could be told by."""
+    session, model, _ = run("masked @ forecast=none", latents(3))
+    assert model.ran == [1] * 4
+    assert reused_steps(session) == [1, 2]
+    assert session.records[0].outcome.reason == "no history to reuse; masked"
+    assert session.records[0].verdict.reuse
+    assert session.report().evaluations == 1
 
 
 def test_what_the_recipe_chooses_for_another_level_does_not_count() -> None:
@@ -394,27 +412,30 @@ def test_what_is_computed_beside_a_rebuilt_branch_is_not_exact() -> None:
 def test_a_stateful_anchor_remembers_from_visit_to_visit() -> None:
     xs = latents()
     session, _, outputs = run("masked @ forecast=none anchor=drift", xs)
-    expected = [xs[0], *(x + (x - before) for before, x in pairwise(xs))]
+    expected = [toy.through(xs[0]), xs[1], *(x + (x - before) for before, x in pairwise(xs[1:]))]
     assert all(torch.equal(*pair) for pair in zip(outputs, expected))
-    assert [(r.exact, r.dense) for r in session.records] == [(False, False)] * 5
+    assert [(r.exact, r.dense) for r in session.records] == [(True, True)] + [(False, False)] * 4
     assert session.report().estimated == 0
 
 
 def test_its_state_is_counted_as_cache() -> None:
-    for mask, steps in (("0", 1), ("0", 5), ("10", 2), ("10", 6)):
+    """From its first reuse on, which is never the first step."""
+    for mask, steps in (("0", 1), ("0", 2), ("0", 5), ("10", 2), ("10", 6)):
         xs = latents(steps)
         session, _, _ = run(f"masked:mask={mask} @ forecast=none anchor=drift", xs)
-        assert session.report().peak_bytes == (xs[0].nbytes if "0" in (mask * steps)[:steps] else 0)
+        assert session.report().peak_bytes == (xs[0].nbytes if "0" in (mask * steps)[1:steps] else 0)
 
 
 def test_its_state_has_no_room_where_the_cache_has_none() -> None:
     """Then the place is computed, and says so."""
     xs = latents()
-    for limit, reused in ((xs[0].nbytes, [0, 1, 2, 3, 4]), (xs[0].nbytes - 1, [0])):
+    for limit, reused in ((xs[0].nbytes, [1, 2, 3, 4]), (xs[0].nbytes - 1, [1])):
         session, _, _ = run("masked @ forecast=none anchor=drift", xs, max_cache_bytes=limit)
         assert reused_steps(session) == reused
         assert session.report().peak_bytes <= limit
-        refused = [r.outcome.reason for r in session.records if not r.outcome.reused]
+        first, *refused = [r.outcome.reason for r in session.records if not r.outcome.reused]
+        assert first.startswith("no history to reuse")
+        assert len(refused) == 4 - len(reused)
         assert all(reason.startswith("no room in the cache to reuse") for reason in refused)
 
 
@@ -462,7 +483,8 @@ def test_its_state_goes_when_the_run_ends() -> None:
     with mixcache.enable(model, "masked @ forecast=none", anchor=Watched(), adapter=toy.ADAPTER) as session:
         for _ in range(2):
             outputs = [o[0] for o in toy.walk(session, model, xs)]
-            assert torch.equal(outputs[0], xs[0])  # a run begins without the other's state
+            assert torch.equal(outputs[1], xs[1])  # a run begins without the other's state
+            assert torch.equal(outputs[2], xs[2] + (xs[2] - xs[1]))
     gc.collect()
     assert len(seen) == 2
     assert [ref() for ref in seen] == [None, None]
@@ -488,9 +510,10 @@ def test_an_anchor_at_cfg_is_made_of_the_conditional_prediction() -> None:
     outputs = [[2 * x, 3 * x] for x in xs]
     with mixcache.enable(model, "masked:at=cfg @ forecast=none anchor=guess") as session:
         results = follow(session, model, xs, outputs, branches=("cond", "uncond"))
-    assert all(torch.equal(result[1], guess(2 * x)) for x, result in zip(xs, results))
-    assert model.calls == 3
-    assert session.report().evaluations == 3 + 3 * 0.25
+    assert torch.equal(results[0][1], 3 * xs[0])  # the first evaluation is computed
+    assert all(torch.equal(result[1], guess(2 * x)) for x, result in zip(xs[1:], results[1:]))
+    assert model.calls == 3 + 1
+    assert session.report().evaluations == 3 + 1 + 2 * 0.25
 
 
 # written down

@@ -12,8 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcache
-from mixcache import Basis, Granularity, NoiseLevel, Point, catalogue
+from mixcache import (
+    Basis,
+    Granularity,
+    Input,
+    ModelAdapter,
+    NoiseLevel,
+    NothingReusedWarning,
+    Point,
+    Recipe,
+    Record,
+    RunInfo,
+    Value,
+    catalogue,
+)
 from mixcache.core.basis import BASES, LOST, ROUNDING, SINGULAR
+from mixcache.core.loop import Loop
 from tests.helpers import Scripted, follow
 
 NAMES = [basis.name for basis in BASES]
@@ -158,23 +172,62 @@ def test_a_basis_of_ones_own() -> None:
         mixcache.enable(Scripted(), "static", basis="scaled")
 
 
-def test_an_output_of_another_shape_needs_the_output_basis() -> None:
-    anchors, outputs = [torch.ones(1, 2)] * 3, [[torch.ones(1, 1)]] * 3
-    refused = pytest.raises(
-        mixcache.ConfigurationError, match=r"their shapes differ: \(1, 1\) and \(1, 2\); use basis='output'"
-    )
+@pytest.mark.parametrize(("basis", "fits"), [("residual", False), ("output", True)])
+def test_an_output_of_another_shape_needs_the_output_basis(basis: str, fits: bool) -> None:
+    """Nothing is raised in the middle of a run: it is computed, and the reason says what to choose."""
+    records: list[Record] = []
+    loop = Loop(Recipe.of(["schedule:100"], basis=basis).plan(), RunInfo(index=0, num_steps=3), records.append)
+    for step in range(3):
+        point = Point(granularity=Granularity.STEP, step=step, num_steps=3)
+        ticket = loop.open(point, Input((torch.ones(1, 1),)))
+        assert (ticket.output is not None) == (fits and step > 0)
+        if ticket.output is None:
+            loop.close(ticket, Value((torch.ones(1, 2),)))
+        else:
+            assert torch.equal(ticket.output.streams[0], torch.ones(1, 2))
+    why = "output of (1, 2) beside an anchor of (1, 1), which wants basis='output', to reuse"
+    assert [why in record.outcome.reason for record in records] == [False] + [not fits] * 2
+
+
+@pytest.mark.parametrize("basis", ["residual", "output"])
+def test_an_output_that_is_larger_than_its_latent_is_computed_unless_it_is_shown_what_it_is(basis: str) -> None:
+    """In no basis: which part of it moves the latent, and with which sign, is not guessed."""
     model = Scripted()
-    with mixcache.enable(model, "schedule:100") as session, refused:
-        follow(session, model, anchors, outputs)
-    with mixcache.enable(model, "schedule:100", basis="output") as session:
-        assert follow(session, model, anchors, outputs)[2][0].shape == (1, 1)
+    anchors, outputs = [torch.ones(1, 2)] * 3, [[torch.full((1, 4), float(t))] for t in range(3)]
+    with mixcache.enable(model, "schedule:100", basis=basis, adapter=ModelAdapter(model="Scripted")) as session:
+        results = follow(session, model, anchors, outputs)
+    assert all(torch.equal(result[0], wanted[0]) for result, wanted in zip(results, outputs))
+    assert model.calls == 3
+    assert any(
+        "its output of (1, 4) has another shape than the latent of (1, 2), and nothing showed which part of it is the "
+        "prediction" in note
+        for note in session.report().notes
+    )
 
 
-def test_what_stands_beside_the_prediction_is_kept_around_zero() -> None:
-    """As where a model also predicts a variance: the first channels are the prediction, the others are held."""
-    anchors = [torch.full((1, 2), 1.0 + t) for t in range(3)]
-    outputs = [[torch.arange(4.0)[None] + t] for t in range(3)]
+def test_a_run_whose_calls_cannot_be_cached_says_so_loudly() -> None:
+    """As any run in which nothing was reused: it raises nothing, so a warning has to tell."""
+    model, anchors = Scripted(), [torch.ones(1, 2)] * 3
+    told = pytest.warns(NothingReusedWarning, match="nothing showed which part of it is the prediction")
+    with mixcache.enable(model, "schedule:100", adapter=ModelAdapter(model="Scripted")) as session, told:
+        follow(session, model, anchors, [[torch.ones(1, 4)]] * 3)
+
+
+@pytest.mark.parametrize("start", [0, 4], ids=["first", "last"])
+def test_what_stands_beside_the_prediction_is_kept_around_zero(start: int) -> None:
+    """As where a model also predicts a variance: the part that moves the latent is the prediction, the rest is held."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = list(torch.randn(3, 4, 8, generator=generator, dtype=torch.float64))
+    part = slice(start, start + 4)
+    xs = [torch.randn(4, 4, generator=generator, dtype=torch.float64)]
+    for output in outputs[:2]:
+        xs.append(xs[-1] - 0.1 * output[:, part])
     model = Scripted()
     with mixcache.enable(model, "schedule:100") as session:
-        rebuilt = follow(session, model, anchors, outputs)[2][0]
-    assert torch.equal(rebuilt, torch.tensor([[0.0 + 2.0, 1.0 + 2.0, 2.0, 3.0]]))  # moved with the latent, and held
+        rebuilt = follow(session, model, xs, [[output] for output in outputs])[2][0]
+    expected = outputs[0].clone()
+    expected[:, part] += xs[2] - xs[0]  # moved with the latent
+    torch.testing.assert_close(rebuilt, expected)
+    held = slice(4, 8) if start == 0 else slice(0, 4)
+    assert torch.equal(rebuilt[:, held], outputs[0][:, held])
+    assert model.calls == 1

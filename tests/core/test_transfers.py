@@ -25,7 +25,7 @@ def another_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def transfers() -> Iterator[list[str]]:
-    """Every way in which the host can read a tensor, counted."""
+    """Every way in which the host can read a tensor, counted. What `cpu` gave is on the host, and read for nothing."""
     names = ["tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__"]
     seen: list[str] = []
     busy = False
@@ -33,14 +33,18 @@ def transfers() -> Iterator[list[str]]:
     def counted(name: str, original: Any) -> Any:
         def method(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal busy
-            if busy:  # one that is made of another counts once
+            if busy or hasattr(self, "_read"):  # one that is made of another counts once
                 return original(self, *args, **kwargs)
             seen.append(name)
             busy = True
             try:
-                return original(self, *args, **kwargs)
+                found = original(self, *args, **kwargs)
             finally:
                 busy = False
+            if name == "cpu":
+                found = found.view_as(found)
+                found._read = True
+            return found
 
         return method
 
@@ -63,7 +67,7 @@ def test_a_static_policy_reads_the_device_no_more_often_in_a_longer_run(random_t
     how = {"basis": "noise", "forecast": "linear:abscissa=sigma"}
     short, _ = extra_transfers(random_tiny, "static:every=1", 4, **how)
     long, _ = extra_transfers(random_tiny, "static:every=1", 9, **how)
-    assert short == long <= 3  # the noise levels, once a run
+    assert short == long <= 12  # the noise levels, and what the first step shows, once a run
 
 
 def test_a_measuring_policy_reads_the_device_once_a_measured_visit(random_tiny: Tiny) -> None:

@@ -178,8 +178,8 @@ def test_what_cannot_be_attached_to_is_refused_and_untouched(fresh_wan: Tiny) ->
 def test_targets_that_are_none() -> None:
     with pytest.raises(mixcache.AttachError, match="must be a diffusers pipeline or a transformer, got int"):
         mixcache.enable(3, "static")
-    with pytest.raises(mixcache.AttachError, match="its forward takes no `hidden_states`"):
-        mixcache.enable(torch.nn.Linear(2, 2), "static")
+    with pytest.raises(mixcache.AttachError, match="has no spans of blocks to skip"):
+        mixcache.enable(torch.nn.Linear(2, 2), "static:at=block")
 
 
 def test_a_span_outside_the_model_attaches_nothing(fresh_wan: Tiny) -> None:

@@ -221,7 +221,7 @@ def _without_history(table: Any, errors: Any, lipschitz: Any) -> list[float]:
     return found[1:]
 
 
-def _uncond_forgotten(calls: Any, guidance: float | None = None) -> list[float]:
+def _uncond_forgotten(ledger: Any, calls: Any, guidance: float | None = None) -> list[float]:
     return [1.0] * len(calls) if len(calls) < 2 else [(guidance or 1.0) * (c.branch == "cond") for c in calls]
 
 
@@ -230,7 +230,7 @@ def _uncond_forgotten(calls: Any, guidance: float | None = None) -> list[float]:
     [
         ("deviations", _without_feedback),
         ("deviations", _without_history),
-        ("_shares", _uncond_forgotten),
+        ("Ledger._shares", _uncond_forgotten),
     ],
 )
 def test_a_wrong_bound_is_caught(name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_a_wrong_bound_is_caught(name: str, wrong: Any, monkeypatch: pytest.Monk
     branches = [(t, {**w, "policies": "cfg:every=2,first_steps=1"}) for t, w in family]
     for trial, way in family + branches:
         holds(trial, way)
-    monkeypatch.setattr(bounds, name, wrong)
+    monkeypatch.setattr(f"mixcache.host.bounds.{name}", wrong)
     caught = 0
     for trial, way in family + branches:
         try:
@@ -277,7 +277,11 @@ def test_a_pipeline_is_bounded_without_being_told_anything(tiny_wan_random: Tiny
     assert len(estimate.deviations) == tiny_wan_random.steps
     assert estimate.deviations[-1] == estimate.value
     assert session.bound(safety=4.0).value > session.bound(safety=1.0).value
-    assert session.bound(guidance=9.0, lipschitz=1.0).value > session.bound(guidance=2.0, lipschitz=1.0).value
+    told = session.bound(guidance=9.0, lipschitz=1.0)
+    assert told == session.bound(lipschitz=1.0)  # the weights were read off what the noise scheduler was given
+    with mixcache.enable(tiny_wan_random.pipe, "static:every=2", audit=True) as stronger:
+        tiny_wan_random.run(guidance_scale=9.0)
+    assert stronger.bound(lipschitz=1.0).value > told.value
 
 
 def test_no_audit_or_no_way_to_know_is_no_number(tiny_wan_random: Tiny) -> None:

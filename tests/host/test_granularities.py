@@ -118,8 +118,8 @@ def test_guidance_that_is_off_is_noted(name: str) -> None:
     assert "'cfg' decided nothing at 'cfg'" in session.report().notes[0]
 
 
-def test_residuals_added_between_blocks_refuse_spans() -> None:
-    """Flux with a ControlNet: computed whole, and the report says why."""
+def test_a_span_ends_where_residuals_are_added() -> None:
+    """Flux with a ControlNet: no reuse reaches over a residual, and the report says where they enter."""
     model = built("flux").pipe.transformer
     with recorded_calls(model) as calls:
         built("flux").run(1)
@@ -130,12 +130,35 @@ def test_residuals_added_between_blocks_refuse_spans() -> None:
         bare = model(**arguments, controlnet_block_samples=[extra, extra])[0]
     assert not torch.equal(bare, calls[0][1])
     policy = "static:first_steps=1,last_steps=0,at=block"
-    with mixcache.enable(model, policy) as session, torch.no_grad(), session.run(3) as run:
-        for step in range(3):
+    with mixcache.enable(model, policy) as session, torch.no_grad(), session.run(6) as run:
+        for step in range(6):
+            scale = 1.0 + step  # a rebuilt span that held the residual would hold the wrong one
+            scaled = [scale * extra, scale * extra]
             with run.step(step), run.branch("cond"):
-                assert torch.equal(model(**arguments, controlnet_block_samples=[extra, extra])[0], bare)
-    note = "spans of blocks were not skipped: `controlnet_block_samples` is added between blocks"
-    assert note in session.report().notes
+                found = model(**arguments, controlnet_block_samples=scaled)[0]
+            if step == 0:
+                assert torch.equal(found, bare)
+    spans = {r.point.span for r in session.records if r.outcome.reused}
+    assert spans
+    assert all(last - first == 1 or first >= 2 for first, last in spans)
+    assert any("something enters FluxTransformer2DModel before block 1, 2" in n for n in session.report().notes)
+
+
+def test_a_residual_that_begins_in_mid_run_is_not_lost() -> None:
+    """A ControlNet that sets in while a span is passed over: the call is computed instead."""
+    model = built("flux").pipe.transformer
+    with recorded_calls(model) as calls:
+        built("flux").run(1)
+    arguments = calls[0][0]
+    extra = torch.randn(1, arguments["hidden_states"].shape[1], 32, generator=torch.Generator().manual_seed(1))
+    more = {"controlnet_block_samples": [extra, extra]}
+    with torch.no_grad():
+        wanted = model(**arguments, **more)[0]
+    with mixcache.enable(model, "schedule:1000,at=block") as session, torch.no_grad(), session.run(4) as run:
+        for step in range(4):
+            with run.step(step), run.branch("cond"):
+                found = model(**arguments, **(more if step == 2 else {}))[0]
+            assert torch.equal(found, wanted) is (step == 2)
 
 
 def test_a_model_whose_blocks_nobody_described_refuses_spans() -> None:

@@ -12,6 +12,7 @@ import torch
 import mixcache
 from mixcache import ModelAdapter, catalogue
 from mixcache.host.adapter import adapter_for
+from mixcache.host.latents import find_source
 from tests.conftest import built
 from tests.helpers import listed_blocks, recorded_calls, reused_steps
 from tests.zoo.architectures import build
@@ -158,7 +159,10 @@ def test_branches_reach_the_model_as_the_adapter_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_latent_is_what_the_noise_scheduler_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """x_t as the adapter finds it in a call is the sample that the noise scheduler is given; v_t has its shape."""
+    """The argument that the record names holds the sample that the noise scheduler is given; v_t has its shape.
+
+    It is what watching finds as well.
+    """
     tiny = built(name)
     adapter = adapter_for(tiny.pipe.transformer, catalogue.models().values())
     samples: list[torch.Tensor] = []
@@ -172,17 +176,50 @@ def test_the_latent_is_what_the_noise_scheduler_steps(name: str, monkeypatch: py
     with recorded_calls(tiny.pipe.transformer) as calls:
         tiny.run(2)
     arguments, output = calls[0]
-    latent = adapter.latent(tiny.pipe.transformer, arguments)
+    latent = arguments[adapter.latent_argument]
     assert latent.shape == output.shape
     torch.testing.assert_close(latent[:1], samples[0][:1])
+    source = find_source(arguments, samples[0])
+    assert source is not None
+    assert (source.argument, source.part, source.scale) == (adapter.latent_argument, None, 1.0)
+    assert source.copies == (2 if adapter.branches == "doubled" else 1)
 
 
-def test_condition_channels_are_not_part_of_the_latent() -> None:
-    """Wan I2V: 36 channels in, 16 out; the anchor is the first 16."""
-    model = type("Model", (), {"config": type("Config", (), {"out_channels": 16})()})()
-    latent = torch.randn(1, 36, 2, 4, 4)
-    found = catalogue.models()["WanTransformer3DModel"].latent(model, {"hidden_states": latent})
-    assert torch.equal(found, latent[:, :16])
+class Conditioned(torch.nn.Module):
+    """Sixteen channels of what it is given, halved and shifted; the others are a condition, as Wan I2V has."""
+
+    def __init__(self, latent: slice) -> None:
+        super().__init__()
+        self.latent = latent
+        self.calls = 0
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor]:
+        self.calls += 1
+        return (0.5 * hidden_states[:, self.latent] + 1.0 + hidden_states.mean(),)
+
+
+@pytest.mark.parametrize(
+    ("latent", "stepped"),
+    [(slice(0, 16), True), (slice(0, 16), False), (slice(20, 36), True)],
+    ids=["declared and stepped", "declared", "behind and stepped"],
+)
+def test_condition_channels_are_not_part_of_the_latent(latent: slice, stepped: bool) -> None:
+    """Wan I2V: 36 channels in, 16 out; the anchor is the first 16, or those that are seen to be stepped."""
+    model, generator = Conditioned(latent), torch.Generator().manual_seed(0)
+    x, given = torch.randn(1, 36, 2, 4, 4, generator=generator), []
+    record = catalogue.models()["WanTransformer3DModel"]
+    with mixcache.enable(model, "schedule:100", adapter=record) as session, session.run(3) as run:
+        for step in range(3):
+            with run.step(step), run.branch("cond"):
+                output = model(x)[0]
+            given.append((x[:, latent], output))
+            x = x.clone() if stepped else torch.randn(1, 36, 2, 4, 4, generator=generator)
+            if stepped:
+                x[:, latent] -= 0.1 * output
+    assert model.calls == 1
+    first, computed = given[0]
+    for now, rebuilt in given[1:]:
+        torch.testing.assert_close(rebuilt, now + (computed - first))
 
 
 def test_the_adapter_of_a_base_class_serves_and_strangers_are_generic() -> None:
@@ -199,21 +236,51 @@ def test_the_adapter_of_a_base_class_serves_and_strangers_are_generic() -> None:
     assert adapter_for(Stranger(), catalogue.models().values()) == ModelAdapter(model="Stranger", generic=True)
 
 
-def test_a_call_without_its_latent_is_a_clear_error() -> None:
-    class Odd(torch.nn.Module):
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return tokens
+class Odd(torch.nn.Module):
+    """Two arguments that are alike, neither of which has the usual name."""
 
-    model, wrong = Odd(), ModelAdapter(model="Odd")
-    refused = pytest.raises(mixcache.AttachError, match="without a tensor `hidden_states`, got NoneType")
-    with mixcache.enable(model, "static", adapter=wrong) as session, session.run(1) as run, run.step(0), refused:
-        model(torch.zeros(1, 1))
-    right = ModelAdapter(model="Odd", latent_argument="tokens")
-    with mixcache.enable(model, "schedule:10", adapter=right) as session, session.run(2) as run:
-        for i in range(2):
-            with run.step(i), run.branch("cond"):
-                assert torch.equal(model(torch.full((1, 1), float(i))), torch.full((1, 1), float(i)))
-    assert session.report().evaluations == 1
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, tokens: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
+        self.calls += 1
+        return tokens + 1.0
+
+
+def walked(model: Odd, *others: torch.Tensor, **how: Any) -> tuple[mixcache.Report, list[torch.Tensor]]:
+    """Three steps at latents 0, 1, 2, which no output explains."""
+    with mixcache.enable(model, "schedule:100", **how) as session, session.run(3) as run:
+        outputs = []
+        for step in range(3):
+            with run.step(step), run.branch("cond"):
+                outputs.append(model(torch.full((1, 1), float(step)), *others))
+    return session.report(), outputs
+
+
+def test_a_call_whose_latent_cannot_be_told_is_computed_and_says_what_to_declare() -> None:
+    model, other = Odd(), torch.full((1, 1), 7.0)
+    report, outputs = walked(model, other)
+    assert [output.item() for output in outputs] == [1.0, 2.0, 3.0]
+    assert model.calls == report.evaluations == 3
+    assert any(
+        note == "calls were computed and not cached: Odd: its latent was not found among the arguments; pass "
+        "adapter=ModelAdapter(model=..., latent_argument=...)"
+        for note in report.notes
+    )
+    model = Odd()
+    report, outputs = walked(model, other, adapter=ModelAdapter(model="Odd", latent_argument="tokens"))
+    assert [output.item() for output in outputs] == [1.0, 2.0, 3.0]
+    assert model.calls == report.evaluations == 1
+
+
+def test_the_one_argument_that_is_like_the_output_is_its_latent() -> None:
+    """Whatever a record says that does not hold."""
+    for how in ({}, {"adapter": ModelAdapter(model="Odd")}):
+        model = Odd()
+        report, outputs = walked(model, **how)
+        assert [output.item() for output in outputs] == [1.0, 2.0, 3.0]
+        assert model.calls == report.evaluations == 1
 
 
 @pytest.mark.parametrize("policy", ["magcache:first_share=0", "teacache:threshold=0.5"])

@@ -85,6 +85,28 @@ def test_any_span_is_rebuilt_with_all_that_later_blocks_need(name: str) -> None:
         torch.testing.assert_close(second, first, msg=lambda text, span=span: f"{span}: {text}")
 
 
+def test_blocks_that_nobody_described_are_found_by_watching_a_call() -> None:
+    """The first call is watched, the next one stores, and from then on the span is passed over; they stay known."""
+    model, arguments = build("sana")
+    assert adapter_for(model, catalogue.models().values()).generic
+    ran: list[int] = []
+    inner = [next(m for m in block.modules() if isinstance(m, torch.nn.Linear)) for block in model.transformer_blocks]
+    handles = [m.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, m in enumerate(inner)]
+    with torch.no_grad():
+        bare = model(**arguments)[0]
+    assert set(ran) == {0, 1}
+    for expected in ([{0, 1}, {0, 1}, {1}, {1}], [{0, 1}, {1}, {1}, {1}]):
+        with mixcache.enable(model, OneSpan(span=(0, 1))) as session, session.run(4) as run, torch.no_grad():
+            for step, blocks in enumerate(expected):
+                ran.clear()
+                with run.step(step):
+                    torch.testing.assert_close(model(**arguments)[0], bare)
+                assert set(ran) == blocks
+        assert session.report().visits["block"].reused == expected.count({1})
+    for handle in handles:
+        handle.remove()
+
+
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_the_first_block_decides_for_all_others(name: str) -> None:
     """Behind a seam of the streams too: there the first block's increment is the last that is known."""
