@@ -219,10 +219,14 @@ class Session:
         loop = run.memory
         with self._lock:
             self._peak_bytes = max(self._peak_bytes, loop.store.peak_bytes)
-        if not loop.why or loop.reuses or run.step_now < run.num_steps - 1:
+        if loop.reuses or run.step_now < run.num_steps - 1:
             return
         told = [(reason, count) for reason, count in loop.why.most_common() if FOLLOWS not in reason]
         reasons = ", ".join(f"{reason} ({count} visits)" for reason, count in told[:3])
+        if not loop.why:  # nothing was visited: because it could not be, or because nothing decides there
+            reasons = "; ".join(sorted(note for note in self._calls.notes if note.startswith("calls were computed")))
+        if not reasons:
+            return
         note = f"nothing was reused in a run of {run.num_steps} evaluations: {reasons}"
         self._calls.notes.add(note)
         if not self._warned:

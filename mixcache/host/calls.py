@@ -22,7 +22,7 @@ from mixcache.host.outputs import NotCacheable
 from mixcache.host.own_loop import Run
 from mixcache.host.protocol import Call, Forward, Host, Place
 from mixcache.host.requests import Requests
-from mixcache.host.sight import Made, Sight, reusable
+from mixcache.host.sight import Made, Sight
 from mixcache.host.walks import walking
 from mixcache.host.watch import Stepped
 
@@ -76,8 +76,12 @@ class Calls:
             if place.ordinal == 0:
                 self._settle(run, place, model_call)
                 place = run.leveled(place)
-            if call.component not in run.sight.facts:
+            facts = run.sight.facts.get(call.component)
+            if facts is None:
                 return self._first(run, place, model_call)
+            if facts.why:  # what its blocks hand on can be skipped all the same
+                self.notes.add(f"calls were computed and not cached: {type(model).__name__}: {facts.why}")
+                return self._walked(run, place, model_call)
             return self._later(run, place, model_call)
         except BaseException:
             run.sight.made.clear()
@@ -87,10 +91,7 @@ class Calls:
 
     def _first(self, run: Run[Loop], place: Place, call: ModelCall) -> Any:
         """A call of a model's first evaluation in a run: computed, and visited when the evaluation is over."""
-        loop, point = run.memory, self._point(run, place)
-        if self.plan.uses(Granularity.BLOCK):
-            self.layouts.run(call, self.adapters[point.component], loop, point, audit=self.plan.audit)
-        result = call.run()
+        result = self._walked(run, place, call)
         outputs: Streams = ()
         try:
             outputs = call.outputs()
@@ -102,6 +103,16 @@ class Calls:
         run.sight.called(Made(place.address.component, place, call, outputs, pending=True))
         if run.complete:  # there is no next call
             self._settle(run, None, None)
+            run.memory.store.forget()
+        return result
+
+    def _walked(self, run: Run[Loop], place: Place, call: ModelCall) -> Any:
+        """A call with its spans of blocks visited, where a policy decides about them, and nothing else."""
+        if self.plan.uses(Granularity.BLOCK):
+            point = self._point(run, place)
+            self.layouts.run(call, self.adapters[point.component], run.memory, point, audit=self.plan.audit)
+        result = call.run()
+        if run.complete:
             run.memory.store.forget()
         return result
 
@@ -138,7 +149,7 @@ class Calls:
                 else:
                     self.notes |= know(run, component, facts, first, place, self.plan)
             for i, one in enumerate(made):
-                if one.outputs and one.component in sight.facts:
+                if one.outputs and one.component in sight.facts and not sight.facts[one.component].why:
                     self._visited_late(run, one, made[: i + 1])
         sight.begin()
 
@@ -156,7 +167,8 @@ class Calls:
     def _visit(self, run: Run[Loop], place: Place, call: ModelCall, *, late: bool = False) -> Value:
         """Take a call through the loop."""
         component = place.address.component
-        reusable(run.sight.facts[component], call)
+        facts = run.sight.facts[component]
+        call.see(facts.sources, facts.parts)
         if not late:
             # what it gives is known only afterwards; guidance asks for its number of rows
             run.sight.called(Made(component, place, call, call.anchors, pending=False))

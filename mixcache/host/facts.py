@@ -34,21 +34,26 @@ def fit(wanted: Tensor, columns: Sequence[Tensor]) -> Fit:
     every = max(wanted.numel() // SAMPLED, 1)
     device = wanted.device
     picked = [t.detach().flatten()[::every].to(device, torch.float64) for t in (wanted, *columns)]
-    table = torch.stack(picked, dim=1).cpu().numpy()
+    return _explained(torch.stack(picked, dim=1).cpu().numpy(), eps_of(wanted, *columns))
+
+
+def _explained(table: np.ndarray, eps: float) -> Fit:
+    """How the first column is made of the others. eps: the rounding of what they were."""
     target, matrix = table[:, 0], table[:, 1:]
+    count = matrix.shape[1]
     size = float(np.linalg.norm(target))
-    if not np.isfinite(table).all() or not size > 0.0 or len(target) < ENOUGH * len(columns):
-        return Fit(values=(0.0,) * len(columns), misfit=1.0, explained=False, unique=False)
+    if not np.isfinite(table).all() or not size > 0.0 or len(target) < ENOUGH * count:
+        return Fit(values=(0.0,) * count, misfit=1.0, explained=False, unique=False)
     sizes = np.maximum(np.linalg.norm(matrix, axis=0), 1e-30)
     found, _, rank, _ = np.linalg.lstsq(matrix / sizes, target, rcond=1e-6)
     misfit = float(np.linalg.norm(matrix / sizes @ found - target)) / size
     terms = max(1.0, float(np.abs(found).max()) / size)
-    limit = ROUNDINGS * eps_of(wanted, *columns) * terms
+    limit = ROUNDINGS * eps * terms
     return Fit(
         values=tuple((found / sizes).tolist()),
         misfit=misfit,
         explained=misfit <= min(limit, 0.2),
-        unique=int(rank) == len(columns),
+        unique=int(rank) == count,
     )
 
 
@@ -175,7 +180,9 @@ def _grouped(wanted: Tensor, branches: Sequence[Tensor]) -> Combined | None:
         cut = [t.reshape(rows, -1)[:: max(rows // 64, 1)] for t in moved]
         if rows < 2 or cut[0].shape[1] < ENOUGH * len(branches):
             continue
-        fits = [fit(cut[0][i], [branch[i] for branch in cut[1:]]) for i in range(len(cut[0]))]
+        every, eps = max(cut[0].shape[1] // SAMPLED, 1), eps_of(*cut)
+        numbers = torch.stack([t[:, ::every].to(wanted.device, torch.float64) for t in cut], dim=2).cpu().numpy()
+        fits = [_explained(table, eps) for table in numbers]
         signs = {sum(one.values) > 0 for one in fits}
         if all(one.explained and one.unique for one in fits) and len(signs) == 1:
             found = {conditional(one.values) for one in fits}

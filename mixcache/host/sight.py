@@ -16,7 +16,6 @@ from mixcache.core.streams import Streams, Value
 from mixcache.host.facts import Combined, Fit, combine, fit
 from mixcache.host.guidance import ModelCall
 from mixcache.host.latents import Part, Source, eps_of, equal_parts, find_source, rows_of
-from mixcache.host.outputs import NotCacheable
 from mixcache.host.protocol import Place
 from mixcache.host.shown import Facts, Shown, declared, moved, once, possible_latents, unfound
 from mixcache.host.watch import Stepped
@@ -236,6 +235,8 @@ class Sight:
             for part in possible_latents(old, outputs):
                 x, y = (t if part is None else part.of(t) for t in (old, new))
                 x, y = x[: x.shape[0] // copies], y[: y.shape[0] // copies]
+                if bool((x == y).all()):
+                    continue  # what stands still is a condition
                 combined = combine(y, x, outputs, part)
                 if combined is None or not combined.unique:
                     continue
@@ -253,10 +254,3 @@ class Sight:
                     solver=None,
                 )
                 break
-
-
-def reusable(facts: Facts, call: ModelCall) -> None:
-    """Let a call know the facts. Raises `NotCacheable` with the reason where there are none."""
-    if facts.why:
-        raise NotCacheable(f"{type(call.model).__name__}: {facts.why}", call.run())
-    call.see(facts.sources, facts.parts)

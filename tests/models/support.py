@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from attrs import field, frozen
+from attrs import frozen
 from torch import Tensor
 
 import mixcache
-from mixcache import AttachError, MixcacheError, ModelAdapter, Session, catalogue
-from mixcache.host.adapter import adapter_for
+from mixcache import MixcacheError, ModelAdapter, Session
+from mixcache.host.inspect import find_row, watched
 from tests.helpers import state_of
 from tests.zoo.denoisers import BUILT, NOT_BUILT, aligned, build, latent_argument
 
 STEPS = 6
+MISSING: Any = object()
 SKIP = "every=2,first_steps=1,last_steps=0"
 KEPT = ("time", "ids", "rope", "rotary", "coords", "size", "mask", "camera", "guidance")
 """Arguments that pipelines leave in float32 where the model is in bfloat16, by parts of their names."""
@@ -59,18 +60,12 @@ WORKS = Cell("works")
 
 @frozen
 class Case:
-    """A tiny model with the arguments of a call, and the adapter it needs to be told its latent, if it needs one."""
+    """A tiny model with the arguments of a call. Nothing is told about it: no record, no name of an argument."""
 
     name: str
     model: Any
     arguments: dict[str, Any]
     latent: str
-    adapter: ModelAdapter | None = field()
-
-    @adapter.default
-    def _adapter(self) -> ModelAdapter | None:
-        plain = self.latent == "hidden_states"
-        return None if plain else ModelAdapter(model=self.name, latent_argument=self.latent)
 
     @classmethod
     def of(cls, name: str, dtype: torch.dtype = torch.float32) -> Case:
@@ -81,30 +76,53 @@ class Case:
             lower(model, dtype)
         return cls(name, model, arguments, latent_argument(name))
 
-    @property
-    def record(self) -> ModelAdapter:
-        """What mixcache goes by."""
-        return self.adapter or adapter_for(self.model, catalogue.models().values())
-
-    def calls(self, moving: bool, **more: Any) -> list[dict[str, Any]]:
-        """The arguments of every step: of a latent that shrinks, or of the same over and over."""
+    def loop(self, call: Callable[[int, dict[str, Any]], Any], *, moving: bool, **more: Any) -> tuple[list[Any], ...]:
+        """A denoising in the smallest: the latents and the results. moving: follow the prediction, as Euler does."""
         more = {name: value for name, value in more.items() if name in inspect.signature(self.model.forward).parameters}
-        latents = [cast(self.arguments[self.latent], factor=1 - moving * 0.1 * i) for i in range(STEPS)]
-        return [{**self.arguments, self.latent: latent, **more} for latent in latents]
+        latent, latents, results = self.arguments[self.latent], [], []
+        for i in range(STEPS):
+            latents.append(latent)
+            results.append(call(i, {**self.arguments, self.latent: latent, **more}))
+            if moving:
+                latent = followed(self.name, latent, next(fields(results[-1])))
+        return latents, results
 
-    def bare(self, calls: Sequence[dict[str, Any]]) -> list[Any]:
+    def bare(self, *, moving: bool = True, **more: Any) -> tuple[list[Any], ...]:
+        """The loop without mixcache."""
         with torch.no_grad():
-            return [self.model(**arguments) for arguments in calls]
+            return self.loop(lambda i, arguments: self.model(**arguments), moving=moving, **more)
 
-    def cached(self, policy: str, calls: Sequence[dict[str, Any]], **choices: Any) -> tuple[Session, list[Any]]:
-        """The same calls with mixcache on."""
-        session = mixcache.enable(self.model, policy, adapter=self.adapter, **choices)
-        with session, session.run(num_steps=len(calls)) as run, torch.no_grad():
-            results = []
-            for i, arguments in enumerate(calls):
-                with run.step(i, sigma=1 - i / len(calls)):
-                    results.append(self.model(**arguments))
-        return session, results
+    def cached(self, policy: str, *, moving: bool = True, form: Any = MISSING, **choices: Any) -> tuple[Any, ...]:
+        """The same loop with mixcache on: the session, the latents and the results."""
+        more = {} if form is MISSING else {"return_dict": form}
+        session = mixcache.enable(self.model, policy, adapter=ModelAdapter(model=self.name, generic=True), **choices)
+        with session, session.run(num_steps=STEPS) as run, torch.no_grad():
+
+            def call(i: int, arguments: dict[str, Any]) -> Any:
+                with run.step(i, sigma=1 - i / STEPS):
+                    return self.model(**arguments)
+
+            return (session, *self.loop(call, moving=moving, **more))
+
+
+def followed(name: str, latent: Any, output: Any) -> Any:
+    """The latent after a step of Euler's along the prediction, with all that stands beside the latent as it was."""
+    if isinstance(latent, list):
+        return [followed(name, one, out) for one, out in zip(latent, output)]
+    moved = latent.clone()
+    x, prediction = aligned(name, moved, output)
+    x.add_(prediction.to(x.dtype), alpha=-0.1)
+    return moved
+
+
+def fields(result: Any) -> Iterator[Any]:
+    """The outputs in a result: tensors, or lists of them."""
+    if isinstance(result, dict):
+        yield from result.values()
+    elif isinstance(result, tuple):
+        yield from result
+    else:
+        yield result
 
 
 def lower(model: Any, dtype: torch.dtype) -> None:
@@ -148,12 +166,12 @@ def form(result: Any) -> Any:
     return type(result)
 
 
-def same(results: Sequence[Any], wanted: Sequence[Any], rounding: float = 0.0) -> None:
+def same(results: Sequence[Any], wanted: Sequence[Any], rounding: float = 0.0, coarse: float = 0.0) -> None:
     """Raise `AssertionError` unless they have one form, and values equal to so many roundings of the largest."""
     assert [form(one) for one in results] == [form(one) for one in wanted], "the form of a result changed"
     for i, (found, right) in enumerate(zip(results, wanted)):
         for a, b in zip(leaves(found), leaves(right)):
-            limit = rounding * torch.finfo(b.dtype).eps * max(float(b.abs().max()), 1.0)
+            limit = rounding * max(torch.finfo(b.dtype).eps, coarse) * max(float(b.abs().max()), 1.0)
             error = float((a.float() - b.float()).abs().max())
             assert error <= limit, f"step {i} is off by {error:.3g}, allowed are {limit:.3g}"
 
@@ -161,49 +179,39 @@ def same(results: Sequence[Any], wanted: Sequence[Any], rounding: float = 0.0) -
 # is a refusal true?
 
 
-def _values(case: Case) -> list[Any]:
-    """What the model returns, as a list of values."""
-    (result,) = case.bare(case.calls(False, return_dict=False)[:1])
-    result = result if not isinstance(result, dict) else list(result.values())
-    return [result] if isinstance(result, Tensor) else [one for one in result if one is not None]
-
-
-def _no_latent(case: Case) -> bool:
-    named = case.record.latent_argument if case.adapter else "hidden_states"
-    return not isinstance(case.arguments.get(named), Tensor)
+def _no_row(case: Case) -> bool:
+    seen: list[Any] = []
+    with torch.no_grad(), watched(case.model, seen):
+        case.model(**case.arguments)
+    return not find_row(case.model, seen).kinds
 
 
 def _several(case: Case) -> bool:
-    return len(list(leaves(_values(case)))) > 1
-
-
-def _shapes(case: Case) -> bool:
-    return _values(case)[0].shape != case.record.latent(case.model, case.arguments).shape
+    with torch.no_grad():
+        return sum(1 for one in fields(case.model(**case.arguments)) if one is not None) > 1
 
 
 TRUE: dict[str, tuple[str, Callable[[Case], bool]]] = {
-    "without a tensor": ("the latent is not one tensor", _no_latent),
-    "takes no `hidden_states`": ("its latent has another name", _no_latent),
-    "returned more than one tensor": ("returns several tensors", _several),
-    "but their shapes differ": ("the output has another shape than the latent", _shapes),
-    "no adapter lists its blocks": ("no adapter lists its blocks", lambda case: not case.record.blocks),
+    "returned more than one tensor": ("several outputs, of which a step shows one", _several),
+    "returned what is no tensor": ("returns what is no tensor", _several),
+    "has no spans of blocks to skip": ("its blocks hand on to nobody", _no_row),
 }
 """Parts of messages: what they say in short, and what must hold of the model for it to be true."""
 
 
-def truth(error: MixcacheError, case: Case) -> str:
+def truth(error: MixcacheError | str, case: Case) -> str:
     """The reason of a refusal in short; `AssertionError` if it is not true of the model, or not known here."""
     for part, (short, holds) in TRUE.items():
         if part in str(error):
             assert holds(case), f"a refusal that is not true of {case.name}: {error}"
             return short
-    raise AssertionError(f"a refusal that nobody foresaw: {error}") from error
+    raise AssertionError(f"a refusal that nobody foresaw: {error}")
 
 
-def noted(session: Session, case: Case) -> Cell | None:
+def noted(session: Session, case: Case, part: str = "computed and not cached") -> Cell | None:
     """The refusal that a session's notes tell of, of a run that was computed as a whole."""
-    found = [note for note in session.report().notes if "computed and not cached" in note]
-    return Cell("refused", truth(AttachError(found[0]), case)) if found else None
+    found = [note for note in session.report().notes if part in note]
+    return Cell("refused", truth(found[0], case)) if found else None
 
 
 # the cells
@@ -212,84 +220,91 @@ def noted(session: Session, case: Case) -> Cell | None:
 def exact(case: Case) -> Cell:
     """A policy that never reuses changes no bit, whichever form the caller asks for."""
     for more in ({"return_dict": False}, {}):
-        calls = case.calls(True, **more)
-        wanted = case.bare(calls)
-        session, results = case.cached("static:every=1", calls)
+        _, wanted = case.bare(**more)
+        session, _, results = case.cached("static:every=1", form=more.get("return_dict", MISSING))
         same(results, wanted)
         report = session.report()
         assert (report.evaluations, report.foreign_calls) == (STEPS, 0)
+        assert report.visits or noted(session, case)
     return WORKS
 
 
 def step(case: Case) -> Cell:
-    """Reused steps give what computing gives at the same input, in the same form; computed ones stay exact.
-
-    Where the latent moves, a reuse in the default basis is the last output, its prediction moved as the latent.
-    """
+    """A reuse in the default basis is the last output, its prediction moved as the latent; all else is computed."""
     reused = list(range(1, STEPS, 2))
-    for more in ({"return_dict": False}, {}):
-        calls = case.calls(False, **more)
-        session, results = case.cached(f"static:{SKIP}", calls)
+    for form in (False, MISSING):
+        session, latents, results = case.cached(f"static:{SKIP}", form=form)
         if refused := noted(session, case):
             return refused
         assert session.report().visits["step"].reused == len(reused), "not reused where it was asked for"
-        same(results, case.bare(calls), 4.0)
-    calls = case.calls(True, return_dict=False)
-    wanted = case.bare(calls)
-    _, results = case.cached(f"static:{SKIP}", calls)
-    for i in reused:  # the residual of the step before, added to the latent of this one
-        wanted[i] = copy.deepcopy(wanted[i - 1])
-        first = next(leaves(wanted[i]))
-        now, predicted = aligned(case.name, calls[i][case.latent], first)
-        before, _ = aligned(case.name, calls[i - 1][case.latent], first)
-        predicted.copy_(predicted.float() + now.float() - before.float())
-    same(results[::2], wanted[::2])
-    same(results[1::2], wanted[1::2], 4.0)
+        for i in range(STEPS):
+            if i not in reused:
+                with torch.no_grad():
+                    more = {} if form is MISSING or "return_dict" not in parameters(case) else {"return_dict": form}
+                    same(results[i : i + 1], [case.model(**{**case.arguments, case.latent: latents[i], **more})])
+                continue
+            wanted = copy.deepcopy(results[i - 1])
+            first = next(fields(wanted))
+            for now, before, out in pairs(latents[i], latents[i - 1], first):
+                x, predicted = aligned(case.name, now, out)
+                y, _ = aligned(case.name, before, out)
+                predicted.copy_(predicted.float() + x.float() - y.float())
+            same(results[i : i + 1], [wanted], 4.0)
     return WORKS
+
+
+def parameters(case: Case) -> Any:
+    return inspect.signature(case.model.forward).parameters
+
+
+def pairs(now: Any, before: Any, output: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One sample after the other, where they are in lists."""
+    if isinstance(now, list):
+        yield from zip(now, before, output)
+    else:
+        yield now, before, output
 
 
 def output(case: Case) -> Cell:
     """Reused steps repeat the last output, to the bit."""
-    calls = case.calls(True, return_dict=False)
-    wanted = case.bare(calls)
-    session, results = case.cached(f"static:{SKIP}", calls, basis="output")
+    session, _, results = case.cached(f"static:{SKIP}", form=False, basis="output")
     if refused := noted(session, case):
         return refused
-    same(results, [wanted[i - i % 2] for i in range(STEPS)])
+    same(results, [results[i - i % 2] for i in range(STEPS)])
     return WORKS
 
 
 def blocks(case: Case) -> Cell:
     """Spans of blocks: exact where nothing is reused; a reused span gives what running it gives."""
-    calls = case.calls(True, return_dict=False)
-    wanted = case.bare(calls)
-    _, results = case.cached("static:every=1,at=block,blocks=1", calls)
+    _, wanted = case.bare(return_dict=False)
+    session, _, results = case.cached("static:every=1,at=block,blocks=1", form=False)
     same(results, wanted)
-    calls = case.calls(False, return_dict=False)
-    session, results = case.cached(f"static:{SKIP},at=block", calls)
+    if refused := noted(session, case, "not skipped"):
+        return refused
+    session, _, results = case.cached(f"static:{SKIP},at=block", form=False, moving=False)
     assert session.report().visits["block"].reused >= STEPS // 2, "no span was reused"
-    same(results, case.bare(calls), 64.0)
+    coarse = max(torch.finfo(p.dtype).eps for p in case.model.parameters())  # hidden states may be coarser than outputs
+    same(results, case.bare(moving=False, return_dict=False)[1], 64.0, coarse)
     return WORKS
 
 
 def restored(case: Case) -> Cell:
     """After enabling, running and disabling, nothing is left on the model; also where the run was refused."""
-    calls = case.calls(True, return_dict=False)
-    wanted = case.bare(calls)
+    _, wanted = case.bare()
     before = hanging_on(case.model)
     alive = [dict(vars(module)) for module in case.model.modules()]  # an identity of something dead says nothing
-    case.bare(calls)
+    case.bare()
     own = {key for key, value in hanging_on(case.model).items() if before.get(key) != value}  # the model's own doing
     for policy in (f"static:{SKIP}", f"static:{SKIP},at=block"):
         try:
-            case.cached(policy, calls)
+            case.cached(policy)
         except MixcacheError as error:
             truth(error, case)
         after = hanging_on(case.model)
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         assert changed <= own, f"left on the model: {sorted(changed - own)}"
     del alive
-    same(case.bare(calls), wanted)
+    same(case.bare()[1], wanted)
     return WORKS
 
 
@@ -322,7 +337,7 @@ def check(name: str, column: str) -> Cell:
     case = Case.of(name, dtype)
     if dtype is torch.bfloat16 and name in FLOAT32_ONLY:
         with contextlib.suppress(RuntimeError, ValueError):
-            case.bare(case.calls(False)[:1])
+            case.bare()
             raise AssertionError(f"{name} runs in bfloat16 by now")
         return Cell("not applicable", f"without mixcache it fails in bfloat16: {FLOAT32_ONLY[name]}")
     try:
