@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import threading
 import warnings
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -70,8 +70,11 @@ class Session:
         adapters = {
             name: adapter if adapter is not None else adapter_for(model, known) for name, model in self._models.items()
         }
-        tables = ChainMap(*(adapters[name].tables(model) for name, model in self._models.items()))
-        self.plan = plan = plan.calibrated(Calibrations(tables, tuple(self._models.values())))
+        kinds = Counter(type(model) for model in self._models.values())
+        known_tables = (adapters[name].tables(model, kinds[type(model)]) for name, model in self._models.items())
+        tables = Calibrations(ChainMap(*known_tables), tuple(self._models.values()))
+        self._tables = tables.taken
+        self.plan = plan = plan.calibrated(tables)
         for granularity in Granularity:
             plan.check(granularity)
         self.calibrated = evolve(recipe, policies=plan.policies)
@@ -193,6 +196,10 @@ class Session:
     def _notes(self) -> tuple[str, ...]:
         """What a user who expected more reuse should know."""
         notes = self._calls.notes | self._calls.requests.notes
+        notes |= {
+            f"{policy} reads the table of {source}; nothing but its configuration tells that this is that model"
+            for policy, source in self._tables.items()
+        }
         if not self._calls.requests.count:
             return tuple(sorted(notes))
         told = any(note.startswith("guidance branches were not skipped") for note in notes)

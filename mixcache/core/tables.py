@@ -27,18 +27,20 @@ class Calibration:
     """What a policy has to know about one checkpoint beforehand, as plain numbers.
 
     policy: its name. values: what it reads, by name. source: where the numbers are from. match: entries of the
-    model's configuration that tell this checkpoint from others of its class; all must agree.
+    model's configuration that tell this checkpoint from others of its class; all must agree. experts: how many models
+    of this class take turns in a run; a table that was measured on one says nothing about two.
     """
 
     policy: str
     values: Mapping[str, Any]
     source: str = ""
     match: Mapping[str, Any] = field(factory=dict)
+    experts: int = 1
 
-    def fits(self, model: Any) -> bool:
-        """Whether the configuration of `model` agrees with `match`."""
+    def fits(self, model: Any, experts: int = 1) -> bool:
+        """Whether the configuration of `model` agrees with `match`, and so many of its class take turns."""
         config = getattr(model, "config", {})
-        return all(config.get(name) == value for name, value in self.match.items())
+        return experts == self.experts and all(config.get(name) == value for name, value in self.match.items())
 
 
 @frozen
@@ -53,11 +55,13 @@ class Fit:
 class Calibrations:
     """The tables that policies and forecasters may read when they are enabled.
 
-    known: those of the model, by policy name. models: what the table of a file must be for, if anything.
+    known: those of the model, by policy name. models: what the table of a file must be for, if anything. taken: where
+    those are from that were read without being asked for, by policy name.
     """
 
     known: Mapping[str, Calibration] = field(factory=dict)
     models: tuple[Any, ...] = ()
+    taken: dict[str, str] = field(factory=dict, eq=False)
 
     def read(self, policy: str, entry: str, table: str | None, make: Callable[[Any], T]) -> T | None:
         """`make` of an entry of a policy's table: that of the file `table`, else the model's; `None` if it has none.
@@ -68,6 +72,8 @@ class Calibrations:
         found = self.known.get(policy) if table is None else self._load(table, policy)
         if found is None:
             return None
+        if table is None:
+            self.taken[policy] = found.source
         if entry not in found.values:
             raise ConfigurationError(f"the {policy} table of {found.source} holds no `{entry}`.")
         try:

@@ -48,9 +48,12 @@ class ModelAdapter:
         """The argument that holds x_t, if a record states it; a name that nobody stated says nothing."""
         return None if self.generic else self.latent_argument
 
-    def tables(self, model: Any) -> dict[str, Calibration]:
-        """The calibrations that fit `model`, by policy name; of several the one that says most about it."""
-        fitting = sorted((c for c in self.calibrations if c.fits(model)), key=lambda c: len(c.match))
+    def tables(self, model: Any, experts: int = 1) -> dict[str, Calibration]:
+        """The calibrations that fit `model`, by policy name; of several the one that says most about it.
+
+        experts: how many models of its class take turns in a run.
+        """
+        fitting = sorted((c for c in self.calibrations if c.fits(model, experts)), key=lambda c: len(c.match))
         return {calibration.policy: calibration for calibration in fitting}
 
 

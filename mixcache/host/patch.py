@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
 
 from mixcache.errors import AttachError
@@ -21,6 +22,18 @@ Handler = Callable[[Any, Forward, Call, tuple[Any, ...], dict[str, Any]], Any]
 
 
 _contexts: ContextVar[Mapping[int, CacheContext]] = ContextVar("mixcache_cache_contexts", default=MappingProxyType({}))
+
+
+COMPILE_FIRST = (
+    "caching cannot be compiled with it. Compile inside of the hooks, before enable(): `for block in "
+    "pipe.transformer.blocks: block.forward = torch.compile(block.forward)`; where no policy decides about blocks, "
+    "`pipe.transformer.compile_repeated_blocks()` will do as well."
+)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _refuse_compiling() -> None:
+    raise AttachError(f"this model was compiled after enable(), and {COMPILE_FIRST}")
 
 
 class _OwnContext(StateManager):  # type: ignore[misc]
@@ -51,6 +64,8 @@ class _Hook(ModelHook):  # type: ignore[misc]
         self.own_context = _OwnContext()
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            _refuse_compiling()
         context = self.own_context.get()
         call = Call(
             component=self.component,
@@ -96,6 +111,8 @@ class _BlockHook(ModelHook):  # type: ignore[misc]
         self.index = index
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            _refuse_compiling()
         return self.handler(module, self.fn_ref.original_forward, self.index, args, kwargs)
 
 
@@ -129,10 +146,7 @@ def check_compiled(model: Any, *, inside: bool) -> None:
     forward_compiled = hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable")
     if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None or (inside and forward_compiled):
         raise AttachError(
-            f"this {type(getattr(model, '_orig_mod', model)).__name__} was compiled as a whole, and caching cannot be "
-            "compiled with it. Compile inside of the hooks, before enable(): `for block in pipe.transformer.blocks: "
-            "block.forward = torch.compile(block.forward)`; where no policy decides about blocks, "
-            "`pipe.transformer.compile_repeated_blocks()` will do as well."
+            f"this {type(getattr(model, '_orig_mod', model)).__name__} was compiled as a whole, and {COMPILE_FIRST}"
         )
 
 

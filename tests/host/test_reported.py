@@ -32,8 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 OPEN = {
     r"half_precision.*\[12.0\]": "the anchor is the latent as the model gets it, rounded to its dtype",
-    r"table_of_another_checkpoint": "tables are matched by the model's configuration alone",
-    r"compiling_after_enabling": "the hooks cannot be traced",
 }
 """What is not mended yet, by the test's name: these fail, and a test that begins to pass is noticed."""
 
