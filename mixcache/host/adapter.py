@@ -18,27 +18,26 @@ from mixcache.host.rows import BlockList
 class ModelAdapter:
     """One transformer class.
 
-    model: its class name. latent_argument: the argument of `forward` that holds x_t. channel_dim: the dimension of
-    that tensor that counts channels; by default the last of packed tokens (three dimensions), else the second. Where
-    the model takes more channels than it returns (image conditions beside the latent), the first of them are the
-    latent. branches: how guidance branches reach the model
-    ("sequential" calls, one "doubled" batch, or "embedded" guidance); doubled_order: which half comes first.
-    prediction: what the model returns, or `None` to ask the noise scheduler. blocks: its block lists, none if what runs
-    between its blocks forbids spans. injected: arguments of `forward` that, when given, add residuals between blocks
-    (ControlNet): a span would skip them, so spans are then refused. unbatched: tensors that all branches of one batch
-    share, although their first dimension may equal the batch. calibrations: tables of known checkpoints.
+    What running the model tells is not stated here, but found: where the latent is, how branches are combined, what
+    enters between blocks. Where nothing can be watched (a loop of one's own whose latents do not follow from the
+    outputs), what is stated holds.
+
+    model: its class name. latent_argument: the argument of `forward` that holds x_t; where it is larger than the
+    output, the latent stands first in it. branches: how guidance branches reach the model ("sequential" calls, one
+    "doubled" batch, or "embedded" guidance); doubled_order: which half comes first. prediction: what the model returns,
+    or `None` to ask the noise scheduler. blocks: its block lists, by default those that watching finds. unbatched:
+    tensors that all branches of one batch share, although their first dimension may equal the batch. calibrations:
+    tables of known checkpoints. generic: whether nobody stated any of this.
     """
 
     kind_of_plugin: ClassVar[str] = "model"
 
     model: str
     latent_argument: str = "hidden_states"
-    channel_dim: int | None = None
     branches: Literal["sequential", "doubled", "embedded"] = "sequential"
     doubled_order: tuple[str, ...] = ("uncond", "cond")
     prediction: Prediction | None = None
     blocks: tuple[BlockList, ...] = ()
-    injected: tuple[str, ...] = ()
     unbatched: tuple[str, ...] = ("img_ids", "txt_ids", "image_rotary_emb")
     calibrations: tuple[Calibration, ...] = ()
     generic: bool = False

@@ -68,6 +68,7 @@ class Walk:
         self._ticket: Ticket | None = None
         self._passed_on: dict[str, tuple[Tensor, int]] = {}
         self._lost = False
+        self._span: Span | None = None
 
     def block(self, module: Any, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One block: run, or passed over because its span was rebuilt at the span's first block."""
@@ -85,17 +86,17 @@ class Walk:
             address = store.within(self._point.address, layout.paths[span])
             point = layout.point(self._point, span, address, store.counts(address, self._point.step))
             self._ticket = self._loop.open(point, entering, self._beside.at(span, streams))
-            self._lost = False
+            self._lost, self._span = False, span
             if self._ticket.output is not None and not self._audit:
                 value, self._ticket = self._ticket.output, None
                 self.exact, self.dense = value.exact, self.dense and value.dense
                 return self._give(kind, value.streams)
-        elif index in layout.inside:
+        elif index in layout.inside and layout.inside[index] == self._span:  # some calls leave out blocks
             self._check(kind, index, streams)
             if self._ticket is None:
                 return self._give(kind, streams)
         result = forward(*args, **kwargs)
-        if self._ticket is None:
+        if self._ticket is None or layout.inside.get(index) != self._span:
             return result
         made = read_result(kind, result)
         self._note(kind, made)
@@ -103,7 +104,7 @@ class Walk:
 
     def _leave(self, kind: BlockList, made: Streams, result: Any) -> Any:
         """The span that was visited ends here."""
-        ticket, self._ticket = self._ticket, None
+        ticket, self._ticket, self._span = self._ticket, None, None
         assert ticket is not None
         if ticket.output is not None:  # audited: what was rebuilt goes on
             self._loop.audit(ticket, made)

@@ -21,7 +21,6 @@ ADAPTERS = (
         model="CogVideoXTransformer3DModel",
         blocks=_BLOCKS,
         branches="doubled",
-        channel_dim=2,
         calibrations=(*TEACACHE["CogVideoXTransformer3DModel"],),
     ),
 )

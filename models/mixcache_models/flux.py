@@ -50,7 +50,6 @@ ADAPTERS = (
     ModelAdapter(
         model="FluxTransformer2DModel",
         blocks=(_double(modulated_input), _SINGLE),
-        injected=("controlnet_block_samples", "controlnet_single_block_samples"),
         branches="embedded",
         prediction="flow",
         calibrations=(*TEACACHE["FluxTransformer2DModel"], *MAGCACHE["FluxTransformer2DModel"]),
@@ -58,14 +57,12 @@ ADAPTERS = (
     ModelAdapter(
         model="Flux2Transformer2DModel",
         blocks=(_double(modulated_flux2), _JOINED),
-        injected=("kv_cache",),
         branches="embedded",
         prediction="flow",
     ),
     ModelAdapter(
         model="ChromaTransformer2DModel",
         blocks=(_double(modulated_chroma), _JOINED),
-        injected=("controlnet_block_samples", "controlnet_single_block_samples"),
         branches="sequential",
         prediction="flow",
     ),

@@ -28,7 +28,6 @@ ADAPTERS = (
                 probe=modulated_input,
             ),
         ),
-        injected=("controlnet_block_samples",),
         branches="sequential",
         prediction="flow",
         calibrations=MAGCACHE["QwenImageTransformer2DModel"],

@@ -19,7 +19,6 @@ ADAPTERS = (
     ModelAdapter(
         model="SD3Transformer2DModel",
         blocks=_BLOCKS,
-        injected=("block_controlnet_hidden_states", "skip_layers"),
         branches="doubled",
         prediction="flow",
     ),

@@ -32,10 +32,6 @@ def test_every_adapter_names_a_class_of_diffusers() -> None:
 def test_the_latent_argument_is_one_of_forward(name: str) -> None:
     parameters = inspect.signature(getattr(diffusers, name).forward).parameters
     assert SHIPPED[name].latent_argument in parameters
-    assert set(SHIPPED[name].injected) <= set(parameters)
-    known = {p for p in parameters if "control" in p and p.endswith(("samples", "states"))}
-    if SHIPPED[name].blocks:
-        assert known <= set(SHIPPED[name].injected), "something is added between the blocks"
 
 
 @pytest.mark.parametrize("name", RANDOM)
