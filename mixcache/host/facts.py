@@ -29,12 +29,13 @@ class Fit:
     unique: bool
 
 
-def fit(wanted: Tensor, columns: Sequence[Tensor]) -> Fit:
+def fit(wanted: Tensor, columns: Sequence[Tensor], roundings: float = ROUNDINGS) -> Fit:
     """How a tensor is made of others of its size; at most 4096 elements are looked at, in one transfer."""
     every = max(wanted.numel() // SAMPLED, 1)
     device = wanted.device
     picked = [t.detach().flatten()[::every].to(device, torch.float64) for t in (wanted, *columns)]
-    return _explained(torch.stack(picked, dim=1).cpu().numpy(), eps_of(wanted, *columns))
+    rough = roundings / ROUNDINGS * eps_of(wanted, *columns)
+    return _explained(torch.stack(picked, dim=1).cpu().numpy(), rough)
 
 
 def _explained(table: np.ndarray, eps: float) -> Fit:

@@ -121,7 +121,7 @@ def implied(level: NoiseLevel, after: tuple[float, float], moved: tuple[float, f
         return False
     a, b = np.linalg.solve(matrix, np.array(moved))
     size = abs(moved[1]) * (abs(noise[1]) + abs(clean[1]))
-    limit = max(OFF, min(20 * rough, 0.15)) * max(size, 1e-9) + 1e-5
+    limit = max(OFF, min(64 * rough, 0.5)) * max(size, 1e-9) + 1e-5  # a small step drowns in a coarse dtype
     return bool(
         abs(b * after[0] - a * after[1]) <= limit * max(1.0, math.hypot(a, b)) and a * after[0] + b * after[1] > 0
     )

@@ -113,7 +113,8 @@ class Sight:
         hint = next((source.part for source in sources.values() if source.part is not None), None)
         combined = combine(step.model_output, step.sample, [one.outputs for one in self.made], hint)
         if self.pending:
-            after = fit(step.after, (step.sample, step.model_output)) if step.after.shape == step.sample.shape else None
+            same = step.after.shape == step.sample.shape
+            after = fit(step.after, (step.sample, step.model_output), 1.5) if same else None  # noise would be in here
             rough = eps_of(step.after, *[o for one in self.made for o in one.outputs if o.is_floating_point()])
             self._shown.append(
                 Shown(sources=sources, combined=combined, after=after, rough=rough, solver=step.noise_scheduler)
