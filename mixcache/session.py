@@ -29,7 +29,7 @@ from mixcache.host.adapter import ModelAdapter, adapter_for, check_adapter
 from mixcache.host.blocks import on_block
 from mixcache.host.bounds import Bound
 from mixcache.host.calls import Calls
-from mixcache.host.diffusers import BareHost, PipelineHost, is_pipeline, models_of
+from mixcache.host.diffusers import BareHost, PipelineHost, group_of, is_pipeline, models_of
 from mixcache.host.own_loop import Run
 from mixcache.host.patch import Attachment, block_hook, check_compiled, root_hook
 from mixcache.host.protocol import Host
@@ -280,19 +280,19 @@ def enable(
 ) -> Session:
     """Cache the transformer(s) of a diffusers pipeline, or one bare transformer.
 
-    policies: one policy or spec ("easycache:threshold=0.05"), several ("a + b" or a sequence), a whole recipe as text
-    ("static:every=3 @ basis=noise forecast=linear"), a `Recipe`, or the path of a .toml file.
+    policies: one policy or spec, several ("a + b" or a sequence), a whole recipe as text ("static:every=3 @ basis=noise
+    forecast=linear"), a `Recipe`, or the path of a .toml file.
     choices: the other fields of `Recipe` by name: rule, basis, forecast, anchor, samples, max_cache_bytes, offload,
     audit, on_error. They hold where `policies` says nothing itself.
-    group: the torch.distributed process group over which the model is sharded; its ranks decide by the worst of their
-    readings, so all alike. Without it every rank decides alone, as data-parallel replicas should.
+    group: the torch.distributed process group over which the model is sharded, by default that of diffusers' parallel
+    configuration; its ranks decide by the worst of their readings, so all alike. Without any, every rank decides alone.
     adapter: for a transformer class that no plugin describes. trace: a JSON-lines file to write while running.
 
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be
     attached to; nothing is attached then.
     """
     recipe = Recipe.of(policies, **choices)
-    if group is not None:
+    if (group := group_of(target) if group is None else group) is not None:
         _check_group(group, recipe)
     if trace is not None and not isinstance(trace, (str, Path)):
         raise ConfigurationError(f"`trace` must be the name of a file to write, got {trace!r}.")

@@ -46,6 +46,18 @@ def _may_denoise(component: Any) -> bool:
 _OTHERS = ("transformers.", "diffusers.models.controlnets", "diffusers.models.autoencoders", "diffusers.pipelines.")
 
 
+def group_of(target: Any) -> Any:
+    """The process group over which diffusers has sharded a model (context or tensor parallel); `None` if it has not."""
+    models = [target] if isinstance(target, torch.nn.Module) else getattr(target, "components", {}).values()
+    for model in models:
+        parallel = getattr(model, "_parallel_config", None)
+        context, tensor = (getattr(parallel, f"{kind}_parallel_config", None) for kind in ("context", "tensor"))
+        mesh = getattr(context, "_flattened_mesh", None) or getattr(tensor, "_mesh", None)
+        if mesh is not None:
+            return mesh.get_group()
+    return None
+
+
 def is_pipeline(target: Any) -> bool:
     """Whether `target` is a pipeline with a noise scheduler, rather than a bare model."""
     return hasattr(target, "components") and hasattr(target, "scheduler")

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models._modeling_parallel import ParallelConfig, TensorParallelConfig
 from torch import distributed, multiprocessing
+from torch.distributed.device_mesh import DeviceMesh
 
 import mixcache
 from mixcache import ConfigurationError
@@ -29,6 +31,14 @@ def _anchors(rank: int, what: str, steps: int) -> list[torch.Tensor]:
     return calm
 
 
+def _configured(rank: int, group: Any) -> Any:
+    """What diffusers' `enable_parallelism` leaves on a model that is sharded over this group."""
+    mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=("tp",))
+    config = ParallelConfig(tensor_parallel_config=TensorParallelConfig(tp_degree=2))
+    config.setup(rank % 2, 2, torch.device("cpu"), mesh=mesh)
+    return config
+
+
 def _rank(rank: int, folder: Path) -> None:
     """Ranks 0 and 1 hold shards of one model, 2 and 3 of its replica."""
     torch.set_num_threads(1)
@@ -40,12 +50,13 @@ def _rank(rank: int, folder: Path) -> None:
         outputs = [[anchor + 1.0] for anchor in anchors]
         if rank == 1 and what == "output":
             outputs[5] = [torch.full((1, 6), torch.inf)]
-        for group in (None, pairs[rank // 2]):
+        for how, group in (("alone", None), ("together", pairs[rank // 2]), ("configured", None)):
+            model._parallel_config = _configured(rank, pairs[rank // 2]) if how == "configured" else None
             # the longest run has each computed step read the error that the broken output leaves
             policy = "easycache:threshold=0.5,first_steps=2,last_steps=0,longest_run=1"
             with mixcache.enable(model, policy, group=group) as session:
                 follow(session, model, anchors, outputs)
-            found[f"{what} {'alone' if group is None else 'together'}"] = reused_steps(session)
+            found[f"{what} {how}"] = reused_steps(session)
     torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -63,6 +74,11 @@ def test_one_ranks_input_is_constant_its_data_parallel_neighbours_is_not(found: 
     alternating = [2, 4, 6, 8, 10]
     assert [rank["grows alone"] for rank in found] == [alternating, [], [2, 4], [2, 4]]
     assert [rank["grows together"] for rank in found] == [[], [], [2, 4], [2, 4]]
+
+
+@pytest.mark.parametrize("what", ["grows", "broken", "output"])
+def test_the_group_is_read_off_the_parallel_configuration_of_diffusers(found: list[Found], what: str) -> None:
+    assert [rank[f"{what} configured"] for rank in found] == [rank[f"{what} together"] for rank in found]
 
 
 @pytest.mark.parametrize("what", ["broken", "output"])
