@@ -74,7 +74,10 @@ class Guided:
         order = self.call.adapter.doubled_order
         if self.call.adapter.branches == "doubled" and self.run.schedule is None:
             return Branch(call=here, part=order.index("cond"), parts=len(order))
-        return Branch(call=here if self.place.address.branch == "cond" else 0, part=0, parts=1)
+        if self.place.address.branch == "cond":
+            return Branch(call=here, part=0, parts=1)
+        named = sight.leading is not None and sight.leading[0] == self.place.step
+        return Branch(call=here - 1, part=0, parts=1) if named else None  # a name that the host gave, no order of calls
 
     @property
     def leads(self) -> bool:
