@@ -6,6 +6,7 @@ where the latent stood among their arguments. Nothing can be reused there, so th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ class Sight:
     _shown: list[Shown] = field(factory=list)
     _patterns: dict[Pattern, Branch | None] = field(factory=dict)
     _tries: dict[str, int] = field(factory=dict)
+    _looked: Counter[Pattern] = field(factory=Counter)
 
     @property
     def pattern(self) -> Pattern:
@@ -101,8 +103,10 @@ class Sight:
     def stepped(self, step: Stepped, *, always: bool) -> None:
         """The solver has taken a step from what the calls of this evaluation gave. always: look at every evaluation."""
         pattern = self.pattern
-        if not self.made or not (always or self.pending or pattern not in self._patterns):
+        open_still = pattern not in self._patterns and self._looked[pattern] < TRIES
+        if not self.made or not (always or self.pending or open_still):
             return
+        self._looked[pattern] += 1
         step = once(step)
         sources: dict[str, Source] = {}
         for one in self.made:
