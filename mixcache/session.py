@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import threading
 import warnings
@@ -13,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from attrs import evolve
 from torch import distributed as dist
 
@@ -29,7 +27,7 @@ from mixcache.host.adapter import ModelAdapter, adapter_for, check_adapter
 from mixcache.host.blocks import on_block
 from mixcache.host.bounds import Bound
 from mixcache.host.calls import Calls
-from mixcache.host.diffusers import BareHost, PipelineHost, group_of, is_pipeline, models_of
+from mixcache.host.diffusers import BareHost, PipelineHost, fingerprint, group_of, is_pipeline, models_of
 from mixcache.host.own_loop import Run
 from mixcache.host.patch import Attachment, block_hook, check_compiled, root_hook
 from mixcache.host.protocol import Host
@@ -244,15 +242,6 @@ class Session:
         for index, block in layout.modules():
             check_compiled(block, inside=False)
             self._attachments.append(Attachment(block, block_hook(on_block, index)))
-
-
-def fingerprint(model: Any) -> str:
-    """A model's class, and a hash of its configuration and of samples of its weights."""
-    digest = hashlib.sha256(repr(sorted(dict(getattr(model, "config", {}) or {}).items(), key=str)).encode())
-    weights = [tensor for _, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
-    for tensor in weights[:: max(len(weights) // 16, 1)]:
-        digest.update(tensor.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return f"{type(model).__name__} {digest.hexdigest()[:16]}"
 
 
 def _check_group(group: Any, recipe: Recipe) -> None:

@@ -30,7 +30,7 @@ from tests.zoo.tiny import Tiny
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "examples" / "guide"
 PAGES = [ROOT / "README.md", *(GUIDE / f"{name}.md" for name in ("users", "policies", "research", "models"))]
-PAGES.append(GUIDE / "contributing.md")
+PAGES += [GUIDE / "contributing.md", GUIDE / "support.md"]
 MARKED = re.compile(r"^```(\w+)( notest)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CONTINUED = re.compile(r"\\\n\s*")
 

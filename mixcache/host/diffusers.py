@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,19 @@ def group_of(target: Any) -> Any:
         if mesh is not None:
             return mesh.get_group()
     return None
+
+
+def fingerprint(model: Any) -> str:
+    """A model's class, and a hash of its configuration and of samples of its weights."""
+    digest = hashlib.sha256(repr(sorted(dict(getattr(model, "config", {}) or {}).items(), key=str)).encode())
+    weights = [tensor for _, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
+    for tensor in weights[:: max(len(weights) // 16, 1)]:
+        try:
+            sample = tensor.detach().flatten()[:64].float().cpu().numpy().tobytes()
+        except (NotImplementedError, RuntimeError, TypeError):  # quantized: a class of tensors without views
+            sample = f"{type(tensor).__name__} {tuple(tensor.shape)}".encode()
+        digest.update(sample)
+    return f"{type(model).__name__} {digest.hexdigest()[:16]}"
 
 
 def is_pipeline(target: Any) -> bool:

@@ -1,0 +1,99 @@
+"""What one step of a solver shows, as properties: whatever was put somewhere is found there, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixcache.host.facts import combine, fit
+from mixcache.host.latents import Part, Source, find_source
+from tests.zoo.tiny import randn
+from tests.zoo.zorp import plain
+
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+@st.composite
+def sources(draw: st.DrawFn) -> tuple[Tensor, Tensor, Source]:
+    """A sample, an argument that holds it, and where."""
+    seed, dtype = draw(st.integers(0, 999)), draw(DTYPES)
+    sample = randn(draw(st.integers(1, 3)), draw(st.integers(2, 6)), draw(st.integers(2, 6)), seed=seed).to(dtype)
+    scale, copies = draw(st.sampled_from([1.0, 0.37, -2.5])), draw(st.integers(1, 3))
+    part, holding = None, sample * scale
+    if draw(st.booleans()):
+        dim, (before, after) = draw(st.integers(1, 2)), draw(st.sampled_from([(0, 2), (1, 0), (3, 1)]))
+        shape = list(sample.shape)
+        more = [randn(*shape[:dim], n, *shape[dim + 1 :], seed=seed + 5).to(dtype) for n in (before, after)]
+        holding = torch.cat([more[0], holding, more[1]], dim=dim)
+        part = Part(dim=dim, start=before, size=shape[dim])
+    return sample, holding.repeat(copies, 1, 1), Source(argument="mimsy", part=part, copies=copies, scale=scale)
+
+
+@given(sources())
+def test_where_a_latent_is_held_is_found(built: tuple[Tensor, Tensor, Source]) -> None:
+    """As copies, as a part, times a number: among other tensors of the same shape; and nowhere else."""
+    sample, value, wanted = built
+    decoys = {"time": torch.tensor([0.5]), "like": randn(*value.shape, seed=1234).to(value.dtype), "what": None}
+    found = find_source({**decoys, "mimsy": value}, sample)
+    assert found is not None
+    assert (found.argument, found.part, found.copies) == (wanted.argument, wanted.part, wanted.copies)
+    assert found.scale == pytest.approx(wanted.scale, rel=0.01)
+    latent = found.of({"mimsy": value})
+    assert latent is not None
+    torch.testing.assert_close(latent[: len(sample)], sample * wanted.scale)
+    assert find_source(decoys, sample) is None
+
+
+WEIGHTS = st.lists(st.floats(-8.0, 8.0).filter(lambda w: abs(w) > 0.1), min_size=1, max_size=3)
+
+
+@given(weights=WEIGHTS, seed=st.integers(0, 999), dtype=DTYPES)
+def test_what_a_tensor_is_made_of_is_found(weights: list[float], seed: int, dtype: torch.dtype) -> None:
+    """The weights to rounding; with noise of 1e-3 in it, nothing is called an explanation in float32."""
+    columns = [randn(2, 5, 30, seed=seed + 1000 * i).to(dtype) for i in range(len(weights))]
+    made = torch.stack([w * column.double() for w, column in zip(weights, columns)]).sum(0).to(dtype)
+    found = fit(made, columns)
+    assert found.explained
+    assert found.unique
+    assert found.values == pytest.approx(weights, abs=1e-5 if dtype is torch.float32 else 0.02)
+    if dtype is torch.float32:
+        rough = made + 1e-3 * made.norm() / made.numel() ** 0.5 * randn(2, 5, 30, seed=seed + 7)
+        assert not fit(rough, columns).explained
+        assert find_source({"mimsy": rough}, made) is None
+
+
+@given(scale=st.floats(1.1, 9.0), first=st.booleans(), batched=st.booleans(), sign=st.sampled_from([1.0, -1.0]))
+def test_guidance_is_read_off_the_solvers_input(scale: float, first: bool, batched: bool, sign: float) -> None:
+    """In one call or two, in either order, beside an output that goes elsewhere; with the sign of the prediction."""
+    sample, cond, uncond = (randn(2, 4, 12, seed=i) for i in range(3))
+    branches = [cond, uncond] if first else [uncond, cond]
+    calls = [torch.cat(branches)] if batched else branches
+    outputs = [(randn(*one.shape, seed=77), one) for one in calls]
+    found = combine(sign * plain(scale)(cond, uncond), sample, outputs, None)
+    assert found is not None
+    assert (found.field, found.sign, found.conditional) == (1, sign, 0 if first else 1)
+    assert found.affine
+    assert found.unique
+    noisy = plain(scale)(cond, uncond) + 1e-3 * scale * randn(2, 4, 12, seed=5)
+    assert combine(noisy, sample, outputs, None) is None
+
+
+@given(value=st.floats(0.1, 5.0), other=st.sampled_from([0.25, 0.5, 1.0, 2.0, -1.0]), constant=st.booleans())
+def test_tensors_that_are_alike_tell_nothing(value: float, other: float, constant: bool) -> None:
+    """Constant or collinear branches: no weights of theirs are taken for the only ones."""
+    branch = torch.full((1, 4, 12), value) if constant else value * randn(1, 4, 12, seed=3)
+    twin = branch * other  # exactly: rounding would tell them apart
+    assert not fit(branch + 2 * twin, (branch, twin)).unique
+    found = combine(plain(4.0)(branch, twin), randn(1, 4, 12, seed=4), [(torch.cat([branch, twin]),)], None)
+    assert found is None or (found.conditional is None and not found.unique)
+
+
+@given(st.integers(1, 3))
+def test_a_few_numbers_explain_nothing(count: int) -> None:
+    """Fewer than four for every column could be explained by anything."""
+    for enough in (False, True):
+        columns = [randn(4 * count - (not enough), seed=i) for i in range(count)]
+        assert fit(torch.stack(columns).sum(0), columns).explained is enough
