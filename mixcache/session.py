@@ -200,7 +200,7 @@ class Session:
         }
         if not self._calls.requests.count:
             return tuple(sorted(notes))
-        told = any(note.startswith("guidance branches were not skipped") for note in notes)
+        told = any(note.startswith(("guidance branches were not skipped", "calls were computed")) for note in notes)
         why = {} if told else {Granularity.CFG: ": the model's guidance is embedded, off, or makes no second branch"}
         for policy in self.plan.policies:
             for granularity in () if policy.guard else policy.granularities:

@@ -137,6 +137,9 @@ def _combined(wanted: Tensor, sample: Tensor, branches: Sequence[Tensor]) -> Com
     plain, whole = fit(wanted, branches), fit(wanted, (sample, *branches))
     if plain.explained or whole.explained:
         a, weights = (0.0, plain.values) if plain.explained else (whole.values[0], whole.values[1:])
+        off = max(1e-3, ROUNDINGS * eps_of(wanted, *branches))
+        if len(weights) > 1 and a == 0.0 and sum(weights) < -1e-6 and abs(sum(weights) + 1.0) > off:
+            return None  # a projection may have turned the sum: nothing tells it from the negative prediction, rescaled
         towards = conditional(weights) if (plain if plain.explained else whole).unique else None
         sign = 1.0 if sum(weights) >= 0 else -1.0
         return Combined(sample=a, weights=weights, sign=sign, conditional=towards, unique=whole.unique)
@@ -185,6 +188,9 @@ def _grouped(wanted: Tensor, branches: Sequence[Tensor]) -> Combined | None:
         numbers = torch.stack([t[:, ::every].to(wanted.device, torch.float64) for t in cut], dim=2).cpu().numpy()
         fits = [_explained(table, eps) for table in numbers]
         signs = {sum(one.values) > 0 for one in fits}
+        ratios = np.array([one.values for one in fits]) / np.array([[sum(one.values) or 1.0] for one in fits])
+        if signs == {False} and np.ptp(ratios, axis=0).max() > 1e-2 * np.abs(ratios).max():
+            return None  # not rescaled alone: what is projected may have turned the sum
         if all(one.explained and one.unique for one in fits) and len(signs) == 1:
             found = {conditional(one.values) for one in fits}
             towards = found.pop() if len(found) == 1 else None

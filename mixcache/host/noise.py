@@ -36,12 +36,12 @@ def read_schedule(noise_scheduler: Any, prediction: Prediction | None, begin: in
     timesteps = noise_scheduler.timesteps
     kind = prediction or _prediction(noise_scheduler)
     tables = _tables(noise_scheduler)
-    family = "flow" if kind == "flow" else "variance"
-    pairs = tables.get(family, tables.get(f"scaled {family}"))
+    families = ("flow", "upward flow", "scaled flow") if kind == "flow" else ("variance", "scaled variance")
     levels: Levels = (None,) * len(timesteps)
-    if pairs is not None:
-        rising = len(pairs) > 2 and kind == "flow" and _ascending(noise_scheduler)
-        levels = _levels(pairs, kind, -1.0 if rising else 1.0)
+    for family in families:
+        if family in tables:
+            levels = _levels(tables[family], kind, -1.0 if family == "upward flow" else 1.0)
+            break
     begins = getattr(noise_scheduler, "begin_index", None) if begin is None else begin
     return Schedule(timesteps, levels, begins or 0)
 
@@ -54,7 +54,7 @@ def _tables(noise_scheduler: Any) -> dict[str, Pairs]:
     if sigmas is not None and len(sigmas) >= count:
         places = [*torch.as_tensor(sigmas).tolist(), 0.0][: count + 1]
         if count > 1 and places[0] < places[count - 1]:  # counted from the noise up
-            found["flow"] = [(s, 1 - s) for s in [*places[:count], 1.0]]
+            found["upward flow"] = [(s, 1 - s) for s in [*places[:count], 1.0]]
         elif max(places) <= 1.0 + 1e-6:
             found["flow"] = [(1 - s, s) for s in places]
         else:  # of a latent that is scaled for the model
@@ -66,11 +66,6 @@ def _tables(noise_scheduler: Any) -> dict[str, Pairs]:
         kept = np.interp(torch.as_tensor(noise_scheduler.timesteps).tolist(), np.arange(len(table)), table)
         found["variance"] = [(float(a**0.5), float((1 - a) ** 0.5)) for a in [*kept, 1.0]]
     return found
-
-
-def _ascending(noise_scheduler: Any) -> bool:
-    sigmas, count = getattr(noise_scheduler, "sigmas", None), len(noise_scheduler.timesteps)
-    return sigmas is not None and count > 1 and len(sigmas) >= count and float(sigmas[0]) < float(sigmas[count - 1])
 
 
 def _levels(pairs: Pairs, kind: Prediction, sign: float) -> Levels:
@@ -87,20 +82,30 @@ def agreed(noise_scheduler: Any, index: int, moved: tuple[float, float], rough: 
     the dtypes that took part. told: the levels as they were read, which are tried first.
     """
     nexts = [(level.alpha, level.sigma) for level in told[1:] if level is not None] + [(1.0, 0.0)]
+    tried: list[tuple[Levels, tuple[float, float]]] = []
     if len(nexts) == len(told):
         for sign in (1.0, -1.0):
             turned = tuple(None if one is None else evolve(one, sign=sign * (one.sign or 1.0)) for one in told)
-            now = turned[index]
-            if now is not None and implied(now, nexts[index], moved, rough):
-                return turned
+            tried.append((turned, nexts[index]))
+    first = len(tried)
     for family, pairs in _tables(noise_scheduler).items():
         for kind in _KINDS[family.split()[-1]]:
-            for sign in (1.0, -1.0):
-                levels = _levels(pairs, kind, sign)
-                now = levels[index]
-                if now is not None and implied(now, pairs[index + 1], moved, rough):
-                    return levels
-    return None
+            tried += [(_levels(pairs, kind, sign), pairs[index + 1]) for sign in (1.0, -1.0)]
+    offs = []
+    for one, after in tried:
+        level = one[index]
+        offs.append(math.inf if level is None else misfit(level, after, moved, rough))
+    if not offs or min(offs) > 1.0:
+        return None
+    # of what is near enough the nearest: a small step along one prediction is nearly one along another
+    nudged = moved[0] * (1.0 + rough / 16), moved[1]  # as well as P is known
+    likely, meanings = [], set()
+    for i, ((one, after), off) in enumerate(zip(tried, offs)):
+        level = one[index]
+        if level is not None and off <= min(1.0, max(2.0 * min(offs), abs(misfit(level, after, nudged, rough) - off))):
+            likely.append(i)
+            meanings.add((level.prediction, level.sign))
+    return tried[likely[0]][0] if likely[0] < first or len(meanings) == 1 else None
 
 
 _KINDS: dict[str, tuple[Prediction, ...]] = {
@@ -111,20 +116,26 @@ _KINDS: dict[str, tuple[Prediction, ...]] = {
 
 
 def implied(level: NoiseLevel, after: tuple[float, float], moved: tuple[float, float], rough: float) -> bool:
-    """Whether a step P * latent + Q * output at this level leads to alpha' * clean + sigma' * noise, up to scale."""
+    """Whether a step P * latent + Q * output at this level may lead to alpha' * clean + sigma' * noise."""
+    return misfit(level, after, moved, rough) <= 1.0
+
+
+def misfit(level: NoiseLevel, after: tuple[float, float], moved: tuple[float, float], rough: float) -> float:
+    """How far a step P * latent + Q * output at this level is from one to alpha' * clean + sigma' * noise, up to scale;
+    1 is the most that rounding explains."""
     point = Point(granularity=Granularity.STEP, step=0, num_steps=1, level=level)
     noise, clean = Noise().coefficients(point), Clean().coefficients(point)
     if noise is None or clean is None:
-        return False
+        return math.inf
     matrix = np.array([[clean[0], noise[0]], [clean[1], noise[1]]])
     if abs(np.linalg.det(matrix)) < 1e-9 * np.abs(matrix).max() ** 2:
-        return False
+        return math.inf
     a, b = np.linalg.solve(matrix, np.array(moved))
     size = abs(moved[1]) * (abs(noise[1]) + abs(clean[1]))
     limit = max(OFF, min(64 * rough, 0.5)) * max(size, 1e-9) + 1e-5  # a small step drowns in a coarse dtype
-    return bool(
-        abs(b * after[0] - a * after[1]) <= limit * max(1.0, math.hypot(a, b)) and a * after[0] + b * after[1] > 0
-    )
+    if not a * after[0] + b * after[1] > 0:
+        return math.inf
+    return float(abs(b * after[0] - a * after[1]) / (limit * max(1.0, math.hypot(a, b))))
 
 
 def unsigned(levels: Sequence[NoiseLevel | None]) -> Levels:

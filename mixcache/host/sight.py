@@ -118,7 +118,8 @@ class Sight:
         combined = combine(step.model_output, step.sample, [one.outputs for one in self.made], hint)
         if self.pending:
             same = step.after.shape == step.sample.shape
-            after = fit(step.after, (step.sample, step.model_output), 1.5) if same else None  # noise would be in here
+            coarse = eps_of(step.after, step.model_output) > 1e-5  # a little noise could hide in its rounding
+            after = fit(step.after, (step.sample, step.model_output), 1.5 if coarse else 4.0) if same else None
             rough = eps_of(step.after, *[o for one in self.made for o in one.outputs if o.is_floating_point()])
             self._shown.append(
                 Shown(sources=sources, combined=combined, after=after, rough=rough, solver=step.noise_scheduler)

@@ -41,11 +41,11 @@ COMMAND = "python -m tests.models.matrix > examples/guide/support.md"
 DEPENDS_ON = ("mixcache", "models", "policies", "tests/zoo", "tests/models/support.py", "tests/models/piped.py")
 
 COLUMNS = {
-    "exact": "A policy that never reuses changes no bit, and every call was followed.",
-    "step": "A reused step gives the last computed output, to the bit in basis `output`; the default basis works too.",
-    "default": "An adaptive policy (`easycache`) runs as it comes; what it computes is what the model gives.",
+    "exact": "A policy that never reuses changes no bit, and the evaluations were followed.",
+    "step": "A reused step repeats a computed output, to the bit in basis `output`; the default basis reuses too.",
+    "default": "An adaptive policy (`easycache`) decides, all is finite; in an own loop computed steps are checked.",
     "noise": "In basis `noise` the solver goes on with the noise that the last computed step implied.",
-    "cfg": "Guidance branches are rebuilt from the conditional one, which is what the model gives.",
+    "cfg": "Guidance branches are reused, and calls are then not what the model gives; no branch is checked alone.",
     "block": "Spans of blocks: exact where nothing is reused, and a span is passed over.",
     "restored": "After enabling, running and disabling, nothing is left on model and noise scheduler.",
     "step, bfloat16": "As `step`, with the model in bfloat16; in a loop of one's own.",
@@ -378,9 +378,8 @@ def page(found: Everything) -> str:
         "",
         "- `works`: the check of the column passed. `works, own loop`: in a loop of one's own, not in its pipelines.",
         f"  `works, unchecked`: {UNCHECKED} ({unchecked} of them).",
-        "- `refused`: nothing is reused there, and all of it is computed as without mixcache. mixcache itself gives",
-        "  the reason, in the report's notes; it is shortened here. In a loop of one's own the model is asked whether",
-        "  it is true.",
+        "- `refused`: nothing is reused there. mixcache gives the reason, in the report's notes; it is shortened",
+        "  here. In a loop of one's own the model is asked whether it is true.",
         "- `-`: does not apply. `cfg` does not where one image takes one call with one row a step, counted without",
         "  mixcache: guidance is embedded or off there. bfloat16 does not where the model alone fails in it.",
         "",

@@ -54,6 +54,10 @@ def test_every_cell_of_the_page_works_or_is_refused_with_a_reason_or_does_not_ap
             assert all(cell.fullmatch(one) for one in cells), (name, cells)
 
 
+def test_the_page_says_what_a_cell_of_every_column_means(written: str) -> None:
+    assert all(f"| {column} | {meaning} |" in written.splitlines() for column, meaning in COLUMNS.items())
+
+
 def test_the_summary_counts_the_tables(written: str) -> None:
     counted = section(written, "Summary")
     assert list(counted) == list(COLUMNS)
