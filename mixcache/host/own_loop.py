@@ -55,8 +55,7 @@ class Run(Generic[M]):
     memory: what is remembered of it (its `Loop`). schedule: its noise levels, where a host tells them. told: whether a
     loop of one's own opened it. sight: what its calls have shown (a `Sight`, made by who takes them). levels, signs: by
     component, the noise levels under which its first evaluation is right, or the sign of the prediction. verified: such
-    levels, and the sign with which the solver was given the outputs under them. trusted: whether the calls so far can
-    only have been those of this run.
+    levels, and the sign with which the solver was given the outputs under them.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Run(Generic[M]):
         self.memory = memory
         self.schedule = schedule
         self.told = inside is not None
-        self.trusted = True
         self.ledger: Ledger | None = None
         self.packings: dict[tuple[Any, str], Packing] = {}
         self.sight: Any = None

@@ -28,12 +28,9 @@ from transformers import (
 from tests.zoo import pipelines
 from tests.zoo.architectures import embeds
 from tests.zoo.denoisers import DOUBLE, HEADS, ROWS, WAN, drawn
+from tests.zoo.every.a_to_c import NO_ENCODER, TALLER, UNGUIDED, Mean, flow, picture
 from tests.zoo.pipelines import unipc, wan_vae
 from tests.zoo.tiny import Tiny, quiet, randn, repeat
-
-UNGUIDED = {"guidance_scale": 1.0}
-NO_ENCODER = {"text_encoder": None, "tokenizer": None}
-TALLER = {"height": 48}
 
 
 def model(name: str, seed: int = 0, **changes: Any) -> Any:
@@ -78,15 +75,6 @@ class PromptList(list):
     """An embedding for each prompt; a larger batch has more of them."""
 
 
-def flow(**config: Any) -> Any:
-    return diffusers.FlowMatchEulerDiscreteScheduler(**config)
-
-
-def picture(size: int = 32, seed: int = 0) -> Image.Image:
-    pixels = (randn(size, size, 3, seed=seed).sigmoid() * 255).to(torch.uint8)
-    return Image.fromarray(pixels.numpy())
-
-
 def video(frames: int, size: int = 32) -> list[Image.Image]:
     return [picture(size, seed) for seed in range(frames)]
 
@@ -95,15 +83,6 @@ def half_mask(size: int = 32) -> Image.Image:
     mask = Image.new("L", (size, size))
     mask.paste(255, (0, 0, size // 2, size))
     return mask
-
-
-class Mean(diffusers.AutoencoderKL):
-    """Encodes to the mean: the ControlNet pipelines of SD 3 draw from torch's own generator."""
-
-    def encode(self, *args: Any, **kwargs: Any) -> Any:
-        encoded = super().encode(*args, **kwargs)
-        encoded.latent_dist.std = torch.zeros_like(encoded.latent_dist.std)
-        return encoded
 
 
 def vae(channels: int, levels: int, kind: type = diffusers.AutoencoderKL) -> Any:
