@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import WanPipeline
 
-import loop
-from networks import build_scheduler, build_tokenizer, build_vae
-from train_wan import TextToFlow, latent_statistics
+from examples.train_shared import loop
+from examples.train_tiny_wan.networks import build_scheduler, build_tokenizer, build_vae
+from examples.train_tiny_wan.train_wan import TextToFlow, latent_statistics
 
 
 def build_pipeline(folder: Path, flow_shift: float) -> WanPipeline:

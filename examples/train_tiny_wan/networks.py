@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-import clips
+from examples.train_tiny_wan import clips
 
 LATENT_CHANNELS: Final = 8
 LATENT_FRAMES: Final = 5

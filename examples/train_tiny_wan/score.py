@@ -1,6 +1,6 @@
 """Score clips from their pixels alone: which colour, which shape, which way did it move, and how crisp is it.
 
-``python examples/train_tiny_wan/score.py --seeds 2`` makes a clip of each held-out prompt and seed with the embedded
+``python -m examples.train_tiny_wan.score --seeds 2`` makes a clip of each held-out prompt and seed with the embedded
 pipeline and prints a table. :func:`measure` needs numpy only, so other programs can score clips that they made.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-import clips
+from examples.train_tiny_wan import clips
 from mixcache_models import tiny_wan
 
 # Area of each shape in units of radius squared, to find the radius that a mask's area asks for.

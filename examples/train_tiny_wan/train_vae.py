@@ -13,10 +13,10 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
-import clips
-import loop
-from muon import build_optimizers, take_step
-from networks import build_vae
+from examples.train_shared import loop
+from examples.train_shared.muon import build_optimizers, take_step
+from examples.train_tiny_wan import clips
+from examples.train_tiny_wan.networks import build_vae
 
 STAGE: Final = 0
 PEAK_RATE: Final = 4e-3

@@ -19,11 +19,11 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-import clips
-import loop
-from muon import build_optimizers, take_step
-from networks import MAX_TEXT_TOKENS, build_text_encoder, build_tokenizer, build_transformer
-from train_vae import draw_batch_with_captions
+from examples.train_shared import loop
+from examples.train_shared.muon import build_optimizers, take_step
+from examples.train_tiny_wan import clips
+from examples.train_tiny_wan.networks import MAX_TEXT_TOKENS, build_text_encoder, build_tokenizer, build_transformer
+from examples.train_tiny_wan.train_vae import draw_batch_with_captions
 
 LATENT_STAGE: Final = 1
 WAN_STAGE: Final = 2

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -15,9 +12,10 @@ import pytest
 import torch
 
 import mixcache
+from examples.train_tiny_wan import clips, networks, score
 from mixcache_models import tiny_wan
 
-TRAINING = Path(__file__).parents[2] / "examples" / "train_tiny_wan"
+ROOT = Path(__file__).parents[2]
 
 
 def test_it_loads_and_is_called_in_one_line_each() -> None:
@@ -47,20 +45,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
 # the training code, which is no part of the package
 
 
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports a file of the training by name, as its neighbours do."""
-    names = {path.stem for path in TRAINING.glob("*.py")}
-    before = {name: sys.modules.pop(name) for name in names & set(sys.modules)}
-    monkeypatch.syspath_prepend(str(TRAINING))
-    yield importlib.import_module
-    for name in names & set(sys.modules):
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-def test_a_drawn_clip_scores_as_what_it_was_drawn_of(training: Any) -> None:
-    clips, score = training("clips"), training("score")
+def test_a_drawn_clip_scores_as_what_it_was_drawn_of() -> None:
     rng = np.random.default_rng(0)
     for combination in clips.held_out_combinations()[::6]:
         spec = clips.sample_spec(rng, [combination])
@@ -70,14 +55,12 @@ def test_a_drawn_clip_scores_as_what_it_was_drawn_of(training: Any) -> None:
         assert seen.overlap > 0.9
 
 
-def test_the_held_out_prompts_are_those_that_training_never_draws(training: Any) -> None:
-    clips, score = training("clips"), training("score")
+def test_the_held_out_prompts_are_those_that_training_never_draws() -> None:
     assert {score.wanted(prompt) for prompt in tiny_wan.HELD_OUT} == set(clips.held_out_combinations())
     assert not {score.wanted(prompt) for prompt in tiny_wan.TUNING} & set(clips.held_out_combinations())
 
 
-def test_the_tokenizer_of_the_package_is_the_one_that_is_built(training: Any) -> None:
-    networks = training("networks")
+def test_the_tokenizer_of_the_package_is_the_one_that_is_built() -> None:
     built = networks.build_tokenizer()
     kept = diffusers.WanPipeline.from_pretrained(
         str(tiny_wan.PIPELINE), transformer=None, vae=None, text_encoder=None, local_files_only=True
@@ -90,7 +73,7 @@ def test_the_tokenizer_of_the_package_is_the_one_that_is_built(training: Any) ->
 @pytest.mark.slow
 def test_the_training_runs_from_nothing_to_a_pipeline(tmp_path: Path) -> None:
     words = ["--vae-iterations", "3", "--iterations", "2", "--clips", "16", "--threads", "1"]
-    command = [sys.executable, str(TRAINING / "train.py"), "--out", str(tmp_path / "out"), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    command = [sys.executable, "-m", "examples.train_tiny_wan", "--out", str(tmp_path / "out"), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert diffusers.WanPipeline.from_pretrained(str(tmp_path / "out" / "pipeline"), local_files_only=True).transformer

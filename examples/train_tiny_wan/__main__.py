@@ -1,4 +1,4 @@
-"""Make the tiny pipeline from nothing: ``python examples/train_tiny_wan/train.py --out FOLDER``.
+"""Make the tiny pipeline from nothing: ``python -m examples.train_tiny_wan --out FOLDER``.
 
 Three stages: ``vae`` (the autoencoder), ``wan`` (the transformer and the text encoder) and ``export`` (the folder
 ``FOLDER/pipeline`` that ``WanPipeline.from_pretrained`` loads). Checkpoints are kept in FOLDER; the same command
@@ -13,11 +13,11 @@ from typing import Final
 
 import torch
 
-import loop
-from export import export_pipeline
-from networks import FLOW_SHIFT, build_vae
-from train_vae import channels_last, reconstruction_psnr, train_vae
-from train_wan import encode_clips, latent_statistics, train_wan
+from examples.train_shared import loop
+from examples.train_tiny_wan.export import export_pipeline
+from examples.train_tiny_wan.networks import FLOW_SHIFT, build_vae
+from examples.train_tiny_wan.train_vae import channels_last, reconstruction_psnr, train_vae
+from examples.train_tiny_wan.train_wan import encode_clips, latent_statistics, train_wan
 
 STAGES: Final = ("vae", "wan", "export")
 
