@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, evolve, field, fields, frozen
 
 from mixcache import spec as grammar
 from mixcache.core import catalogue
@@ -106,8 +106,11 @@ class Recipe:
     def of(cls, policies: Any, **choices: Any) -> Recipe:
         """From what `mixcache.enable` takes: a recipe, the path of a .toml, text with or without "@", policies.
 
-        choices: hold where what is given says nothing itself.
+        `None` is the recipe that plugins recommend (hook `mixcache_recipe`). choices: hold where what is given says
+        nothing itself.
         """
+        if policies is None:
+            policies = _recommended()
         if isinstance(policies, Recipe):
             return policies._under(choices)
         if isinstance(policies, Path) or (isinstance(policies, str) and _is_file(policies)):
@@ -151,6 +154,22 @@ class Recipe:
             return cls(**{**_checked(choices), **_checked(told)})
         except ConfigurationError as error:
             raise ConfigurationError(f"{str(file)!r}: {error}") from error
+
+    def ordered(self, evaluations: int | None = None, speedup: float | None = None) -> Recipe:
+        """This recipe with so many evaluations, or that ideal speed-up, ordered of every policy that takes orders.
+
+        Raises `ConfigurationError` if no policy does, and where a policy refuses the value.
+        """
+        orders = {"evaluations": evaluations, "speedup": speedup}
+        told: dict[str, Any] = {name: value for name, value in orders.items() if value is not None}
+        takers = [policy for policy in self.policies if set(orders) <= set(catalogue.parameters(type(policy)))]
+        if told and not takers:
+            names = ", ".join(policy.policy_name() for policy in self.policies)
+            raise ConfigurationError(
+                f"{next(iter(told))}={next(iter(told.values()))} cannot be ordered of {names}; order it of a policy "
+                "that has this parameter, or name no policy: enable(pipe, speedup=2.5)."
+            )
+        return evolve(self, policies=tuple(evolve(p, **told) if p in takers else p for p in self.policies))
 
     def _under(self, choices: Mapping[str, Any]) -> Recipe:
         """This recipe with `choices` where it says nothing itself."""
@@ -221,6 +240,14 @@ class Recipe:
         return plan
 
 
+def _recommended() -> str:
+    """The recipe of the latest plugin that has one."""
+    given: list[str] = catalogue.manager().hook.mixcache_recipe()
+    if not given:
+        raise ConfigurationError("no plugin recommends a recipe; name a policy: enable(pipe, POLICY).")
+    return given[0]
+
+
 _KINDS = {"basis": "basis", "forecast": "forecaster", "anchor": "anchor"}
 """The choices that are made by level, and what kind of plugin each takes."""
 
@@ -254,13 +281,7 @@ def _scalar(key: str, value: Any) -> Any:
 
 def _named(value: Any) -> str:
     """A plain choice as text; a function by its name."""
-    return (
-        str(getattr(value, "__name__", value))
-        if callable(value)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "__name__", value))
 
 
 def _toml(value: Any) -> str:

@@ -260,8 +260,10 @@ def _check_group(group: Any, recipe: Recipe) -> None:
 
 def enable(
     target: Any,
-    policies: Any,
+    policies: Any = None,
     *,
+    evaluations: int | None = None,
+    speedup: float | None = None,
     group: Any = None,
     adapter: ModelAdapter | None = None,
     trace: str | Path | None = None,
@@ -270,7 +272,9 @@ def enable(
     """Cache the transformer(s) of a diffusers pipeline, or one bare transformer.
 
     policies: one policy or spec, several ("a + b" or a sequence), a whole recipe as text ("static:every=3 @ basis=noise
-    forecast=linear"), a `Recipe`, or the path of a .toml file.
+    forecast=linear"), a `Recipe`, or the path of a .toml file; by default what plugins recommend.
+    evaluations, speedup: how many evaluations of a run are computed, exactly, or evaluations over those computed, at
+    least so much; of a policy that takes such orders, as the recommended one does.
     choices: the other fields of `Recipe` by name: rule, basis, forecast, anchor, samples, max_cache_bytes, offload,
     audit, on_error. They hold where `policies` says nothing itself.
     group: the torch.distributed process group over which the model is sharded, by default that of diffusers' parallel
@@ -280,7 +284,7 @@ def enable(
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be
     attached to; nothing is attached then.
     """
-    recipe = Recipe.of(policies, **choices)
+    recipe = Recipe.of(policies, **choices).ordered(evaluations, speedup)
     if (group := group_of(target) if group is None else group) is not None:
         _check_group(group, recipe)
     if trace is not None and not isinstance(trace, (str, Path)):

@@ -72,6 +72,8 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("magcache", "ratios"): st.none() | ratios(5e-324),
     ("scaled", "ratios"): st.none() | ratios(5e-324) | st.lists(st.floats(1e-9, 1e9), max_size=4),
     ("mixcache", "influence"): st.none() | influence,
+    ("sencache", "sensitivity"): st.none(),  # rows of a table, which no recipe spells out
+    ("l2p", "grams"): st.just(()),
 }
 """Values of the parameters whose type does not say what they take."""
 

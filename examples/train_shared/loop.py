@@ -32,6 +32,11 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=_compute["bfloat16"])
 
 
+def compute_dtype() -> torch.dtype:
+    """What losses are computed in."""
+    return torch.bfloat16 if _compute["bfloat16"] else torch.float32
+
+
 def learning_rate(iteration: int, iterations: int, peak: float, warmup: int = 100) -> float:
     """Linear warm-up to ``peak``, then a cosine down to 2 % of it at ``iterations``."""
     if iteration < warmup:

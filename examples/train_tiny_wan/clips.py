@@ -16,20 +16,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-FRAMES: Final = 17
-HEIGHT: Final = 64
-WIDTH: Final = 64
+from mixcache_models.tiny_wan.score import (
+    COLOURS,
+    DIRECTIONS,
+    HEIGHT,
+    SHAPES,
+    WIDTH,
+    Combination,
+    coverage,
+    half_extent,
+    held_out_combinations,
+)
 
-COLOURS: Final[dict[str, tuple[int, int, int]]] = {
-    "red": (222, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (40, 80, 230),
-    "yellow": (240, 215, 40),
-    "purple": (165, 50, 205),
-    "cyan": (50, 210, 220),
-}
-SHAPES: Final = ("circle", "square", "triangle", "cross")
-DIRECTIONS: Final[dict[str, tuple[int, int]]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+FRAMES: Final = 17
 
 # Word -> range of values. The ranges do not touch, so that a word decides what is seen.
 SIZES: Final[dict[str, tuple[float, float]]] = {"small": (8.0, 9.0), "": (10.0, 11.0), "large": (12.5, 13.5)}
@@ -45,9 +44,7 @@ _GRADIENT: Final = 8.0  # levels, from the middle of the background to its edge,
 _WANDER: Final = 4.0  # pixels from the middle of the frame to the middle of the path, along it, at most
 _MARGIN: Final = 1.0  # pixels that stay free between the shape and the edge of the frame
 
-Combination = tuple[str, str, str]
 Frames = NDArray[np.uint8]
-Plane = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -73,62 +70,11 @@ class ClipSpec:
     gradient_xy: tuple[float, float]
 
 
-def held_out_combinations() -> list[Combination]:
-    """The 24 (colour, shape, direction) that training never draws: one direction for each colour and shape."""
-    directions = list(DIRECTIONS)
-    return [
-        (colour, shape, directions[(i + j) % len(directions)])
-        for i, colour in enumerate(COLOURS)
-        for j, shape in enumerate(SHAPES)
-    ]
-
-
 def training_combinations() -> list[Combination]:
     """The 72 combinations that training draws, in a fixed order."""
     held_out = set(held_out_combinations())
     every = [(colour, shape, direction) for colour in COLOURS for shape in SHAPES for direction in DIRECTIONS]
     return [combination for combination in every if combination not in held_out]
-
-
-def half_extent(shape: str, radius: float) -> tuple[float, float]:
-    """Half the width and half the height, in pixels, of ``shape`` drawn with ``radius``."""
-    if shape == "circle":
-        return radius, radius
-    if shape == "square":
-        return 0.89 * radius, 0.89 * radius
-    if shape == "triangle":
-        return 1.35 * radius * 0.866, 1.35 * radius * 0.75
-    if shape == "cross":
-        return 1.12 * radius, 1.12 * radius
-    raise ValueError(f"shape is {shape!r}; use one of {', '.join(SHAPES)}")
-
-
-def signed_distance(shape: str, x: Plane, y: Plane, radius: float) -> Plane:
-    """Distance in pixels from the outline of ``shape`` centred on (0, 0), negative inside; same shape as ``x``."""
-    half_w, half_h = half_extent(shape, radius)
-    distance: Plane
-    if shape == "circle":
-        distance = np.hypot(x, y) - np.float32(radius)
-    elif shape == "square":
-        distance = np.maximum(np.abs(x), np.abs(y)) - np.float32(half_w)
-    elif shape == "triangle":
-        # Point up; the slanted sides are 30 degrees off the vertical and meet at (0, -half_h).
-        sides = np.abs(x) * np.float32(0.866) - (y + np.float32(half_h)) * np.float32(0.5)
-        distance = np.maximum(sides, y - np.float32(half_h))
-    else:
-        arm = np.float32(0.40 * radius)
-        wide = np.maximum(np.abs(x) - np.float32(half_w), np.abs(y) - arm)
-        tall = np.maximum(np.abs(x) - arm, np.abs(y) - np.float32(half_h))
-        distance = np.minimum(wide, tall)
-    return distance
-
-
-def coverage(shape: str, centre_xy: tuple[float, float], radius: float) -> Plane:
-    """How much of each pixel ``shape`` covers, 0 to 1, float32 ``[height, width]``."""
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
-    distance = signed_distance(shape, x - np.float32(centre_xy[0]), y - np.float32(centre_xy[1]), radius)
-    covered: Plane = np.clip(np.float32(0.5) - distance, 0.0, 1.0).astype(np.float32)
-    return covered
 
 
 def draw(spec: ClipSpec, first: int = 0, count: int = FRAMES) -> Frames:

@@ -1,128 +1,23 @@
 """Score clips from their pixels alone: which colour, which shape, which way did it move, and how crisp is it.
 
 ``python -m examples.train_tiny_wan.score --seeds 2`` makes a clip of each held-out prompt and seed with the embedded
-pipeline and prints a table. :func:`measure` needs numpy only, so other programs can score clips that they made.
+pipeline and prints a table. What is measured, and how, is in ``mixcache_models.tiny_wan.score``.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from examples.train_tiny_wan import clips
 from mixcache_models import tiny_wan
-
-# Area of each shape in units of radius squared, to find the radius that a mask's area asks for.
-_AREA: Final = {"circle": math.pi, "square": (2 * 0.89) ** 2, "triangle": 2.367, "cross": 2.944}
-_VISIBLE: Final = 50.0  # levels of saturation that a shape must reach in a frame
-_MOVED: Final = 5.0  # pixels from the first to the last frame
-_STRAIGHT: Final = 2.0  # how much further along the one axis than along the other
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a clip shows. ``colour``, ``shape`` and ``direction`` are words, or "none" where nothing clear is seen.
-
-    ``overlap`` (0 to 1) is the mean intersection over union, over the frames, of the coloured pixels with the best
-    fitting ideal shape: above 0.9 is crisp. ``travel_xy`` is in pixels from the first to the last frame.
-    """
-
-    colour: str
-    shape: str
-    direction: str
-    overlap: float
-    travel_xy: tuple[float, float]
-
-
-def wanted(prompt: str) -> tuple[str, str, str]:
-    """The colour, shape and direction that ``prompt`` names."""
-    words = prompt.lower().split()
-    found = [next((w for w in words if w in table), None) for table in (clips.COLOURS, clips.SHAPES, clips.DIRECTIONS)]
-    colour, shape, direction = found
-    if colour is None or shape is None or direction is None:
-        raise ValueError(
-            f"prompt is {prompt!r}; name a colour, a shape and a direction, as in 'a red circle moving left'"
-        )
-    return colour, shape, direction
-
-
-def as_uint8(frames: NDArray[Any]) -> clips.Frames:
-    """Frames ``[T, H, W, 3]`` as uint8; floats are taken to run from 0 to 1."""
-    if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"frames have shape {frames.shape}; give [frames, height, width, 3]")
-    if frames.dtype == np.uint8:
-        return frames
-    return np.clip(np.rint(frames.astype(np.float64) * 255), 0, 255).astype(np.uint8)
-
-
-def masks(frames: clips.Frames) -> NDArray[np.float32]:
-    """How much of each pixel is coloured, 0 to 1, ``[T, H, W]``; all zero in frames that show no colour.
-
-    Backgrounds are grey, so a pixel's saturation is in proportion to how much of it the shape covers.
-    """
-    values = frames.astype(np.float32)
-    saturation = values.max(axis=-1) - values.min(axis=-1)
-    result = np.zeros(saturation.shape, dtype=np.float32)
-    for index, plane in enumerate(saturation):
-        if plane.max() >= _VISIBLE:
-            full = float(np.median(plane[plane > 0.6 * plane.max()]))
-            result[index] = np.clip((plane / full - 0.1) / 0.85, 0, 1)
-    return result
-
-
-def _overlap(mask: NDArray[np.float32], shape: str) -> float:
-    """Intersection over union of ``mask`` with ``shape`` of the same area and centred on the same box."""
-    rows, columns = np.nonzero(mask > 0.5)
-    if not len(rows):
-        return 0.0
-    radius = math.sqrt(float(mask.sum()) / _AREA[shape])
-    middle = (float(columns.min() + columns.max()) / 2, float(rows.min() + rows.max()) / 2)
-    ideal = clips.coverage(shape, middle, radius)
-    return float(np.minimum(mask, ideal).sum() / np.maximum(mask, ideal).sum())
-
-
-def _travel(alpha: NDArray[np.float32]) -> tuple[float, float]:
-    """Pixels right and down from the first to the last frame, by a line through the centres of all frames."""
-    seen = np.flatnonzero(alpha.sum(axis=(1, 2)) > 4)
-    if len(seen) < len(alpha) // 2:
-        return 0.0, 0.0
-    weight = alpha[seen].sum(axis=(1, 2))
-    centre_x = (alpha[seen].sum(axis=1) * np.arange(alpha.shape[2])).sum(axis=1) / weight
-    centre_y = (alpha[seen].sum(axis=2) * np.arange(alpha.shape[1])).sum(axis=1) / weight
-    steps = len(alpha) - 1
-    return float(np.polyfit(seen, centre_x, 1)[0] * steps), float(np.polyfit(seen, centre_y, 1)[0] * steps)
-
-
-def _direction(travel_xy: tuple[float, float]) -> str:
-    """The direction whose axis holds most of ``travel_xy``, or "none"."""
-    for name, (step_x, step_y) in clips.DIRECTIONS.items():
-        along = travel_xy[0] * step_x + travel_xy[1] * step_y
-        across = abs(travel_xy[0] * step_y) + abs(travel_xy[1] * step_x)
-        if along >= _MOVED and along >= _STRAIGHT * across:
-            return name
-    return "none"
-
-
-def measure(frames: NDArray[Any]) -> Measurement:
-    """Measure a clip ``[T, H, W, 3]`` (uint8, or float from 0 to 1)."""
-    levels = as_uint8(frames)
-    alpha = masks(levels)
-    inside = alpha > 0.9
-    if not inside.any():
-        return Measurement("none", "none", "none", 0.0, (0.0, 0.0))
-    mean_rgb = levels[inside].mean(axis=0)
-    colour = min(clips.COLOURS, key=lambda name: float(np.abs(mean_rgb - clips.COLOURS[name]).sum()))
-    overlaps = {shape: float(np.mean([_overlap(mask, shape) for mask in alpha])) for shape in clips.SHAPES}
-    shape = max(overlaps, key=lambda name: overlaps[name])
-    travel_xy = _travel(alpha)
-    return Measurement(colour, shape, _direction(travel_xy), overlaps[shape], travel_xy)
+from mixcache_models.tiny_wan.score import HEIGHT, WIDTH, Measurement, measure, wanted
 
 
 @dataclass(frozen=True)
@@ -168,8 +63,8 @@ def make_clip(pipe: Any, prompt: str, seed: int, steps: int = 50, guidance: floa
 
     frames: NDArray[np.float32] = pipe(
         prompt=prompt,
-        height=clips.HEIGHT,
-        width=clips.WIDTH,
+        height=HEIGHT,
+        width=WIDTH,
         num_frames=clips.FRAMES,
         num_inference_steps=steps,
         guidance_scale=guidance,

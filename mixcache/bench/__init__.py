@@ -8,14 +8,14 @@
 
     comparison = bench.Comparison(
         model=model,
-        recipes=["easycache:threshold=0.05", "static:every=3 @ basis=noise forecast=linear"],
+        variants=["easycache:threshold=0.05", "static:every=3 @ basis=noise forecast=linear", "steps=18"],
         prompts=model.held_out[:2],
         seeds=[0, 1],
     )
     store = bench.CaseStore("results").open(comparison.settings)
     cases = bench.compare(comparison, store)  # every finished case is kept: the same call goes on after an interruption
     for summary in bench.summarize(comparison, cases):
-        print(summary.variant, summary.speedup, summary.psnr.mean)
+        print(summary.variant, summary.speedup, summary.psnr.mean, summary.above_fewer_steps)
     bench.write_report("results", "what made it", comparison, store)  # results.md, results.json, index.html, pictures
 
 PSNR, SSIM, pictures and clips need the extra `bench`: pip install 'mixcache[bench]'. Importing this room is cheap: a
@@ -38,8 +38,12 @@ if TYPE_CHECKING:
     from mixcache.bench.loading import Model, environment, load, read_prompts
     from mixcache.bench.media import Clips, as_uint8, write_clip
     from mixcache.bench.metrics.frames import psnr, relative_error, ssim
-    from mixcache.bench.results import Spread, Summary, markdown, summarize, write_results
+    from mixcache.bench.results import markdown, summarize, write_results
+    from mixcache.bench.statistics import Spread
+    from mixcache.bench.steps import Steps
+    from mixcache.bench.summaries import Summary
     from mixcache.bench.watch import Watch
+    from mixcache.core.metrics import Metric
 
 _FILES = {
     "cases": ("Audit", "Case", "CaseStore", "Reuse"),
@@ -52,7 +56,11 @@ _FILES = {
     "loading": ("Model", "environment", "load", "read_prompts"),
     "media": ("Clips", "as_uint8", "write_clip"),
     "metrics.frames": ("psnr", "relative_error", "ssim"),
-    "results": ("Spread", "Summary", "markdown", "summarize", "write_results"),
+    "metrics.scored": ("Metric",),
+    "results": ("markdown", "summarize", "write_results"),
+    "statistics": ("Spread",),
+    "summaries": ("Summary",),
+    "steps": ("Steps",),
     "watch": ("Watch",),
 }
 _NAMES = {name: file for file, names in _FILES.items() for name in names}
@@ -66,9 +74,11 @@ __all__ = [
     "Found",
     "Generation",
     "LoopClock",
+    "Metric",
     "Model",
     "Reuse",
     "Spread",
+    "Steps",
     "Summary",
     "Watch",
     "as_uint8",

@@ -14,14 +14,15 @@ import cattrs
 from attrs import frozen
 
 from mixcache.bench.media import Clips
+from mixcache.bench.references import References
 from mixcache.core.files import write_whole
 from mixcache.core.report import Report
 from mixcache.errors import ConfigurationError
 
-SCHEMA = 2
+SCHEMA = 3
 
 Key = tuple[str, int, str]
-"""What makes a case: prompt, seed, and the recipe as text."""
+"""What makes a case: prompt, seed, and the variant as text."""
 
 
 @frozen(kw_only=True)
@@ -50,11 +51,14 @@ class Audit:
 
 @frozen(kw_only=True)
 class Case:
-    """One prompt and seed, cached by one recipe, against the uncached runs made right beside it.
+    """One prompt and seed, made as one variant says, beside the uncached run of the same prompt and seed.
 
-    variant: the recipe as text. uncached_seconds, cached_seconds: of the denoising loop, one pair per repeat. psnr: of
-    the whole clip, in dB. ssim: mean over the frames. latents_error: relative L2 of the final latents, `None` if the
-    pipeline does not show them. mask: one character per step, "1" computed, "0" reused, "+" in part. audit: of one more
+    variant: a recipe as text; "steps=18", the plain pipeline with fewer steps; or "none", the uncached run itself.
+    uncached_seconds, cached_seconds: of the denoising loop, one pair per repeat; empty if it was not timed.
+    evaluations: of the model, of `evaluations_uncached`. scores: by metric: `psnr` of the whole clip (dB), `ssim`, ...
+    latents_error: relative L2 of the final latents, `None` if the pipeline does not show them. truth_psnr, truth_error:
+    PSNR and relative L2 against the run with many steps (`--truth`), `None` without it. mask: one character per step,
+    "1" computed, "0" reused, "+" in part. report: of the session, `None` where nothing is cached. audit: of one more
     run, if it was asked for.
     """
 
@@ -63,11 +67,14 @@ class Case:
     variant: str
     uncached_seconds: tuple[float, ...]
     cached_seconds: tuple[float, ...]
-    psnr: float
-    ssim: float
+    evaluations: float
+    evaluations_uncached: int
+    scores: Mapping[str, float]
     latents_error: float | None
+    truth_psnr: float | None = None
+    truth_error: float | None = None
     mask: str
-    report: Report
+    report: Report | None
     audit: Audit | None = None
 
     @property
@@ -76,9 +83,26 @@ class Case:
         return self.prompt, self.seed, self.variant
 
     @property
-    def speedup(self) -> float:
-        """Uncached over cached seconds, the median of the pairs."""
+    def speedup(self) -> float | None:
+        """Uncached over cached seconds, the median of the pairs; `None` if it was not timed."""
+        if not self.cached_seconds:
+            return None
         return statistics.median(u / c for u, c in zip(self.uncached_seconds, self.cached_seconds))
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Evaluations uncached over evaluations made: the speed-up if nothing else took time."""
+        return self.evaluations_uncached / self.evaluations if self.evaluations else 1.0
+
+    @property
+    def psnr(self) -> float:
+        """Of the whole clip against the uncached one, in dB."""
+        return self.scores["psnr"]
+
+    @property
+    def speed(self) -> str:
+        """The speed-up as text: the measured one, or the ideal one if it was not timed."""
+        return f"ideal {self.ideal_speedup:.2f}x" if self.speedup is None else f"{self.speedup:.2f}x"
 
 
 def _number(value: float) -> float | str:
@@ -91,11 +115,12 @@ converter.register_unstructure_hook(float, _number)
 
 
 class CaseStore:
-    """A comparison's folder: settings.json, and cases.jsonl with one line for every finished case."""
+    """A comparison's folder: settings.json, cases.jsonl with one line for every finished case, clips and references."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.clips = Clips(self.folder / "clips")
+        self.references = References(self.folder / "references")
         self.cases: dict[Key, Case] = {}
         self._settings = self.folder / "settings.json"
         self._lines = self.folder / "cases.jsonl"
@@ -111,9 +136,12 @@ class CaseStore:
             self._lines.unlink(missing_ok=True)
             self._settings.unlink(missing_ok=True)
             self.clips.forget()
+            self.references.forget()
         if self._lines.is_file():
             self._check(wanted)
             self._read()
+        else:
+            self.references.forget()  # nobody knows what they were made with
         write_whole(self._settings, json.dumps(wanted, indent=2) + "\n")
         return self
 
@@ -123,8 +151,8 @@ class CaseStore:
         with self._lines.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
+            self.cases[case.key] = case
             os.fsync(file.fileno())
-        self.cases[case.key] = case
 
     def _check(self, wanted: Mapping[str, Any]) -> None:
         try:

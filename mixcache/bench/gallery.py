@@ -6,8 +6,6 @@ Arrays carry their layout in their names: F frames, H height, W width, C colour 
 from __future__ import annotations
 
 import base64
-import io
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +19,14 @@ from mixcache.bench.cases import Case, CaseStore
 from mixcache.bench.comparison import Comparison
 from mixcache.bench.extras import extra
 from mixcache.bench.flags import UNCACHED
-from mixcache.bench.results import AUDITED, HEADER, Summary, audited, caption, rows, summarize, write_results
+from mixcache.bench.plots import ERRORS, decibel, draw, predicted_and_true, save, speed_quality
+from mixcache.bench.results import AUDITED, audited, caption, kept, summarize, table, write_results
+from mixcache.bench.summaries import Summary
 from mixcache.core.files import write_whole
 
 SHEET_FRAMES = 8
 """The most frames of a clip on a contact sheet."""
 
-ERRORS = "errors.png"
-_MARKERS = "osD^vP*X<>hd"
 _TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
 
 
@@ -53,14 +51,9 @@ def strips(comparison: Comparison, store: CaseStore) -> list[Strip]:
                 found.append(Strip(label="uncached", frames_FHWC=frames, title=f"{prompt} (seed {seed})"))
                 continue
             case = store.cases[prompt, seed, variant]
-            label = f"{variant}\n{case.speedup:.2f}x, {decibel(case.psnr)}"
+            label = f"{variant}\n{case.speed}, {decibel(case.psnr)}"
             found.append(Strip(label=label, frames_FHWC=frames))
     return found
-
-
-def decibel(value: float) -> str:
-    """A PSNR as text."""
-    return "identical" if value == math.inf else f"{value:.1f} dB"
 
 
 def contact_sheet(path: Path, rows_: Sequence[Strip]) -> None:
@@ -70,7 +63,7 @@ def contact_sheet(path: Path, rows_: Sequence[Strip]) -> None:
     tall = 1.15 * min(height / width, 2.0)
     titles = 0.3 * sum(bool(strip.title) for strip in rows_)
     total = len(rows_) * (tall + 0.06) + titles + 0.3
-    figure = _figure((2.6 + 1.15 * count, total))
+    figure = draw((2.6 + 1.15 * count, total))
     left = 2.5 / figure.get_figwidth()
     top = total - 0.05
     for strip in rows_:
@@ -90,84 +83,7 @@ def contact_sheet(path: Path, rows_: Sequence[Strip]) -> None:
                 middle = box[0] + box[2] / 2
                 figure.text(middle, 0.06 / total, f"frame {frame}", fontsize=7, ha="center")
         top -= tall + 0.06
-    _save(figure, path)
-
-
-def speed_quality(path: Path, summaries: Sequence[Summary]) -> None:
-    """The plot: measured speed-up to the right (logarithmic), mean PSNR up, a line down to the worst case."""
-    figure = _figure((7.5, 4.6 + 0.22 * len(summaries)), layout="constrained")
-    axes = figure.add_subplot()
-    finite = [s.psnr.mean for s in summaries if math.isfinite(s.psnr.mean)]
-    ceiling = max(finite, default=60.0) + 5
-    for index, summary in enumerate(summaries):
-        mean = summary.psnr.mean
-        place = ceiling if mean == math.inf else mean
-        worst = min(summary.psnr.worst, place)
-        (drawn,) = axes.plot([summary.speedup] * 2, [worst, place], lw=1, alpha=0.5)
-        label = f"{summary.variant}: {summary.speedup:.2f}x, {decibel(mean)}"
-        axes.plot(
-            [summary.speedup],
-            [place],
-            _MARKERS[index % len(_MARKERS)],
-            color=drawn.get_color(),
-            ms=8,
-            label=label,
-        )
-    if any(s.psnr.mean == math.inf for s in summaries):
-        axes.axhline(ceiling, color="grey", lw=0.8, ls=":")
-        axes.annotate("identical", (1, ceiling), (-4, 4), ("axes fraction", "data"), "offset points", ha="right")
-        axes.set_ylim(top=ceiling + 3)
-    fastest = max(s.speedup for s in summaries)
-    axes.set_xscale("log", base=2)
-    ticks = [t for t in (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32) if t <= fastest * 1.3]
-    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(min(0.95, *(s.speedup * 0.95 for s in summaries)), fastest * 1.1)
-    axes.axvline(1, color="grey", lw=0.8, ls=":")
-    axes.set_xlabel("measured speed-up of the denoising loop, median")
-    axes.set_ylabel("PSNR against the uncached clip, dB\n(mean; line down to the worst)")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
-    _save(figure, path)
-
-
-def predicted_and_true(path: Path, comparison: Comparison, cases: Sequence[Case]) -> bool:
-    """The scatter of an audit: predicted error to the right, true error up, a dot per reuse. False if there is none."""
-    figure = _figure((6.4, 5.6 + 0.2 * len(comparison.labels)), layout="constrained")
-    axes = figure.add_subplot()
-    seen: list[float] = []
-    for index, label in enumerate(comparison.labels):
-        ledgers = [case.audit for case in cases if case.variant == label and case.audit is not None]
-        reuses = [reuse for ledger in ledgers for reuse in ledger.reuses if reuse.predicted and reuse.true > 0]
-        pairs = [(reuse.predicted or 0.0, reuse.true) for reuse in reuses]
-        if pairs:
-            seen += [number for pair in pairs for number in pair]
-            across, up = zip(*pairs)
-            axes.scatter(across, up, s=9, alpha=0.4, marker=_MARKERS[index % len(_MARKERS)], label=label)
-    if not seen:
-        return False
-    ends = [min(seen), max(seen)]
-    axes.plot(ends, ends, color="grey", lw=0.8, ls=":", label="predicted = true")
-    axes.set(xscale="log", yscale="log")
-    axes.set_xlabel("predicted error of a reuse, relative L1")
-    axes.set_ylabel("true error, relative L1")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
-    _save(figure, path)
-    return True
-
-
-def _figure(inches: tuple[float, float], **options: Any) -> Any:
-    """A matplotlib figure of that width and height."""
-    return extra("matplotlib.figure", "drawing a picture").Figure(figsize=inches, dpi=120, **options)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write a figure as png, without a display."""
-    extra("matplotlib.backends.backend_agg", "drawing a picture").FigureCanvasAgg(figure)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", facecolor="white")
-    write_whole(path, picture.getvalue())
+    save(figure, path)
 
 
 def page(
@@ -189,8 +105,7 @@ def page(
     text = environment.get_template("report.html").render(
         command=command,
         caption=caption(comparison, summaries),
-        header=HEADER,
-        rows=rows(summaries),
+        table=table(comparison, summaries),
         plot=_data(path.with_name("speed_quality.png")),
         errors=_data(path.with_name(ERRORS)) if path.with_name(ERRORS).exists() else None,
         audited=[AUDITED, *audited(comparison, cases)],
@@ -213,12 +128,19 @@ def _groups(comparison: Comparison, store: CaseStore) -> list[dict[str, Any]]:
                     "media": None if media is None else _data(media),
                     "video": media is not None and media.suffix == ".mp4",
                     "case": case,
-                    "psnr": None if case is None else decibel(case.psnr),
-                    "report": None if case is None else str(case.report),
+                    "scores": None if case is None else _scores(comparison, case),
+                    "report": None if case is None or case.report is None else str(case.report),
                 }
             )
         groups.append({"prompt": prompt, "seed": seed, "clips": clips})
     return groups
+
+
+def _scores(comparison: Comparison, case: Case) -> str:
+    """A line under a clip: its speed-up, PSNR, and what the other metrics say."""
+    others = {name: metric for name, metric in comparison.metrics.items() if name != "psnr"}
+    told = [f"{name} {case.scores[name]:.{metric.digits}f} {metric.unit}".strip() for name, metric in others.items()]
+    return ", ".join(told if case.variant == UNCACHED else [case.speed, decibel(case.psnr), *told])
 
 
 def _flat(settings: dict[str, Any]) -> list[tuple[str, str]]:
@@ -241,7 +163,7 @@ def write_report(folder: str | Path, command: str, comparison: Comparison, store
 
     command: what made it, for the first line. Raises `ConfigurationError` if a library of the extra `bench` is missing.
     """
-    cases = [store.cases[p, s, label] for p, s in comparison.pairs for label in comparison.labels]
+    cases = kept(comparison, store)
     summaries = summarize(comparison, cases)
     write_results(Path(folder), command, comparison, cases, summaries)
     write_gallery(Path(folder), command, comparison, store, cases, summaries)

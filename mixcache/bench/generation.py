@@ -19,8 +19,8 @@ from attrs import frozen
 
 from mixcache.bench.flags import check_seed
 from mixcache.bench.loading import Model, first_line
-from mixcache.bench.media import Frames
 from mixcache.core.files import write_whole
+from mixcache.core.metrics import Frames
 from mixcache.core.points import Granularity
 from mixcache.core.report import Report
 from mixcache.core.trace import Record
@@ -36,13 +36,14 @@ class Generation:
     """What one call gave.
 
     frames_FHWC: in [0, 1]. latents: the final ones, or `None` if the pipeline does not show them. seconds: in the
-    denoising loop. report: `None` if uncached. mask: one character per step, "1" computed, "0" reused, "+" in part.
-    records: every visit of the run. bound: of an audited call.
+    denoising loop. calls: of the transformers. report: `None` if uncached. mask: one character per step, "1" computed,
+    "0" reused, "+" in part. records: every visit of the run. bound: of an audited call.
     """
 
     frames_FHWC: Frames
     latents: torch.Tensor | None
     seconds: float
+    calls: int
     report: Report | None = None
     mask: str = ""
     records: tuple[Record, ...] = ()
@@ -61,6 +62,7 @@ class LoopClock:
         self._told = "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters
         self._start: float | None = None
         self._end: float | None = None
+        self.calls = 0
 
     @contextmanager
     def running(self) -> Iterator[LoopClock]:
@@ -84,6 +86,7 @@ class LoopClock:
             self._start = time.perf_counter()
 
     def _after(self, *_: Any) -> None:
+        self.calls += 1
         if not self._told:  # nobody says when the last step ends, so every call is waited for
             self._wait()
         self._end = time.perf_counter()
@@ -149,6 +152,7 @@ def generate(
         frames_FHWC=_frames(output),
         latents=latents[0].detach().float().cpu() if latents else None,
         seconds=clock.seconds,
+        calls=clock.calls,
         report=None if session is None else session.report(),
         mask=_mask(records),
         records=records,

@@ -18,6 +18,7 @@ from attrs import field, frozen
 from mixcache.bench.extras import extra
 from mixcache.bench.flags import FLAGS
 from mixcache.core import catalogue
+from mixcache.core.metrics import Score
 from mixcache.errors import ConfigurationError, MixcacheError
 from mixcache.host.diffusers import models_of
 
@@ -33,8 +34,8 @@ class Model:
     """A loaded pipeline.
 
     name: how it was asked for. defaults: the call arguments that it comes with. tuning: prompts to choose settings on.
-    held_out: prompts kept for evaluation. demo: recipes that `mixcache demo` shows. fingerprint: a hash of its
-    files (`None` for a hub id).
+    held_out: prompts kept for evaluation. demo: recipes that `mixcache demo` shows. score: whether a clip shows what
+    was asked, see `PipelineFolder`. fingerprint: a hash of its files (`None` for a hub id).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Model:
     tuning: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     demo: tuple[str, ...] = ()
+    score: Score | None = None
     fingerprint: str | None = None
 
     @property
@@ -121,6 +123,7 @@ def load(name: str, device: str = "auto", dtype: str | None = None) -> Model:
         tuning=known.tuning if known is not None else (),
         held_out=known.held_out if known is not None else (),
         demo=known.demo if known is not None else (),
+        score=known.score if known is not None else None,
         fingerprint=fingerprint(Path(source)) if local else None,
     )
 

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 
 from mixcache.bench.extras import check_extras, extra
 from mixcache.core.files import replacing
+from mixcache.core.metrics import Frames
 from mixcache.errors import ConfigurationError
-
-Frames = NDArray[np.float32]
-"""A clip [F, H, W, C] with values in [0, 1]; an image is a clip of one frame."""
 
 CLIPS = (".mp4", ".gif")
 IMAGES = (".png",)

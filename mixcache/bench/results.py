@@ -1,117 +1,119 @@
-"""From finished cases to numbers per variant: the table, results.md and results.json."""
+"""The tables of a comparison: on the terminal, in results.md and results.json, and on the page."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
-
-from mixcache.bench.cases import SCHEMA, Case, converter
+from mixcache.bench.cases import SCHEMA, Case, CaseStore, converter
 from mixcache.bench.comparison import Comparison
+from mixcache.bench.flags import UNCACHED
+from mixcache.bench.rival import Rival, is_plain
+from mixcache.bench.statistics import Spread
+from mixcache.bench.summaries import Summary
 from mixcache.core.files import write_whole
 
-
-@frozen(kw_only=True)
-class Spread:
-    """A measure over the cases: its mean and its worst."""
-
-    mean: float
-    worst: float
-
-    @classmethod
-    def of(cls, values: Sequence[float], worst: Callable[[Iterable[float]], float]) -> Spread:
-        """Mean and worst; NaN in any case stays NaN."""
-        if any(math.isnan(value) for value in values):
-            return cls(mean=math.nan, worst=math.nan)
-        return cls(mean=statistics.fmean(values), worst=worst(values))
+Column = tuple[str, Callable[[Summary], str]]
+_HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM"}
 
 
-@frozen(kw_only=True)
-class Summary:
-    """One variant (a recipe, as text) over all its cases.
+def kept(comparison: Comparison, store: CaseStore) -> list[Case]:
+    """The cases of a comparison that a folder holds.
 
-    speedup: wall-clock of the denoising loop, median over the cases. ideal_speedup: model evaluations uncached over
-    evaluations made, both summed. seconds, uncached_seconds: of one loop, medians. evaluations: mean per case.
+    By prompt and seed the uncached run and the variants, in order; then, if the rival is wanted, every plain pipeline
+    with fewer steps of which all prompts and seeds are there.
     """
-
-    variant: str
-    cases: int
-    speedup: float
-    ideal_speedup: float
-    seconds: float
-    uncached_seconds: float
-    evaluations: float
-    evaluations_uncached: float
-    psnr: Spread
-    ssim: Spread
-    latents_error: Spread | None
-    cache_bytes: int
-
-    @classmethod
-    def of(cls, cases: Sequence[Case]) -> Summary:
-        """The summary of the cases of one variant."""
-        made = [case.report.evaluations for case in cases]
-        uncached = [case.report.evaluations_uncached for case in cases]
-        errors = [case.latents_error for case in cases if case.latents_error is not None]
-        return cls(
-            variant=cases[0].variant,
-            cases=len(cases),
-            speedup=statistics.median(case.speedup for case in cases),
-            ideal_speedup=sum(uncached) / sum(made) if sum(made) else 1.0,
-            seconds=statistics.median(statistics.median(case.cached_seconds) for case in cases),
-            uncached_seconds=statistics.median(statistics.median(case.uncached_seconds) for case in cases),
-            evaluations=statistics.fmean(made),
-            evaluations_uncached=statistics.fmean(uncached),
-            psnr=Spread.of([case.psnr for case in cases], min),
-            ssim=Spread.of([case.ssim for case in cases], min),
-            latents_error=Spread.of(errors, max) if len(errors) == len(cases) else None,
-            cache_bytes=max(case.report.peak_bytes for case in cases),
-        )
+    labels = [UNCACHED, *comparison.labels]
+    keys = [(prompt, seed, label) for prompt, seed in comparison.pairs for label in labels]
+    found = [store.cases[key] for key in keys if key in store.cases]
+    plain = {case.variant: case.evaluations for case in store.cases.values() if is_plain(case)}
+    for label in sorted(plain, key=lambda label: plain[label]) if comparison.has_rival else ():
+        own = [store.cases.get((prompt, seed, label)) for prompt, seed in comparison.pairs]
+        if label not in labels and all(own):
+            found += [case for case in own if case is not None]
+    return found
 
 
 def summarize(comparison: Comparison, cases: Sequence[Case]) -> list[Summary]:
-    """One summary per variant, in the order in which they were asked for."""
-    return [Summary.of([case for case in cases if case.variant == label]) for label in comparison.labels]
+    """One summary for each variant with cases: the uncached run, the variants as they were asked for, the rival."""
+    rival = Rival.of(cases)
+    by_label: dict[str, list[Case]] = {label: [] for label in (UNCACHED, *comparison.labels)}
+    for case in cases:
+        if case.variant in by_label or is_plain(case):
+            by_label.setdefault(case.variant, []).append(case)
+    return [Summary.of(own, comparison.metrics, rival) for own in by_label.values() if own]
 
 
-HEADER = (
-    "variant",
-    "speed-up",
-    "ideal",
-    "of ideal",
-    "evaluations",
-    "PSNR dB (worst)",
-    "SSIM (worst)",
-    "latents rel. L2 (worst)",
-    "cache bytes",
-)
+def table(comparison: Comparison, summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """The table as text: the header, and a row for each summary. Columns that would be empty are left out.
+
+    A measure is its mean, with half the width of the 95 % interval of the mean, and the worst clip in brackets.
+    """
+    columns = _columns(comparison, summaries)
+    header = tuple(name for name, _ in columns)
+    return [header, *(tuple(cell(summary) for _, cell in columns) for summary in summaries)]
 
 
-def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
-    """The table, one row per variant, the uncached first, as text under `HEADER`."""
-    whole = _short(statistics.fmean(s.evaluations_uncached for s in summaries))
-    table: list[tuple[str, ...]] = []
-    table.append(("uncached", "1.000x", "1.000x", "1.000", f"{whole} of {whole}", "-", "-", "-", "0"))
-    for s in summaries:
-        table.append(
-            (
-                s.variant,
-                f"{s.speedup:.3f}x",
-                f"{s.ideal_speedup:.3f}x",
-                f"{s.speedup / s.ideal_speedup:.3f}",
-                f"{_short(s.evaluations)} of {_short(s.evaluations_uncached)}",
-                f"{s.psnr.mean:.1f} ({s.psnr.worst:.1f})",
-                f"{s.ssim.mean:.4f} ({s.ssim.worst:.4f})",
-                "-" if s.latents_error is None else f"{s.latents_error.mean:.4f} ({s.latents_error.worst:.4f})",
-                f"{s.cache_bytes:,}",
-            )
-        )
-    return table
+def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[Column]:
+    columns: list[Column] = [("variant", _name)]
+    if any(s.speedup is not None for s in summaries):
+        columns += [("speed-up", _speedup), ("ideal", _ideal), ("of ideal", _of_ideal)]
+    else:
+        columns += [("ideal speed-up", _ideal)]
+    columns += [("evaluations", lambda s: f"{_short(s.evaluations.mean)} of {_short(s.evaluations_uncached)}")]
+    for name, metric in comparison.metrics.items():
+        heading = _HEADINGS.get(name, f"{name} {metric.unit}".strip())
+        columns += [(f"{heading} (worst)", _score(name, metric.digits))]
+        if name == "psnr" and (comparison.has_rival or any(s.above_fewer_steps for s in summaries)):
+            columns += [("above fewer steps dB (worst)", _above)]
+    columns += [("latents rel. L2 (worst)", lambda s: "-" if s.variant == UNCACHED else spread(s.latents_error, 4))]
+    if comparison.truth is not None:
+        columns += [
+            (f"to {comparison.truth} steps: latents (worst)", lambda s: spread(s.truth_error, 4)),
+            ("PSNR dB (worst)", lambda s: spread(s.truth_psnr, 1)),
+        ]
+    return [*columns, ("cache bytes", lambda s: f"{s.cache_bytes:,}")]
+
+
+def spread(measured: Spread | None, digits: int, sign: str = "") -> str:
+    """The cell of a measure: "56.1 ±1.2 (44.4)"; "-" where it is not known."""
+    if measured is None or math.isnan(measured.mean):
+        return "-"
+    half = "" if measured.half_width is None else f" ±{measured.half_width:.{digits}f}"
+    return f"{measured.mean:{sign}.{digits}f}{half} ({measured.worst:{sign}.{digits}f})"
+
+
+def _name(summary: Summary) -> str:
+    return "uncached" if summary.variant == UNCACHED else summary.variant
+
+
+def _speedup(summary: Summary) -> str:
+    if summary.variant == UNCACHED:
+        return "1.000x"
+    return "-" if summary.speedup is None else f"{summary.speedup:.3f}x"
+
+
+def _ideal(summary: Summary) -> str:
+    return f"{summary.ideal_speedup:.3f}x"
+
+
+def _of_ideal(summary: Summary) -> str:
+    return "-" if summary.speedup is None else f"{summary.speedup / summary.ideal_speedup:.3f}"
+
+
+def _score(name: str, digits: int) -> Callable[[Summary], str]:
+    """The cell of a metric. Of the uncached clip against itself there is nothing to say."""
+    return lambda s: "-" if s.variant == UNCACHED and name in _HEADINGS else spread(s.scores[name], digits)
+
+
+def _above(summary: Summary) -> str:
+    if summary.variant == UNCACHED or summary.variant.startswith("steps="):
+        return "-"
+    return "outside" if summary.above_fewer_steps is None else spread(summary.above_fewer_steps, 1, "+")
 
 
 def _short(value: float) -> str:
@@ -121,12 +123,13 @@ def _short(value: float) -> str:
 def caption(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     """One line under the table: what the numbers were measured on."""
     e = comparison.settings["environment"]
-    seconds = statistics.median(s.uncached_seconds for s in summaries)
-    runs = "" if comparison.repeats == 1 else f", {comparison.repeats} pairs of runs each"
+    timed = [s.uncached_seconds for s in summaries if s.uncached_seconds is not None]
+    runs = "" if comparison.repeats == 1 or not timed else f", {comparison.repeats} pairs of runs each"
+    loop = f"uncached loop {statistics.median(timed):.2f} s" if timed else "not timed"
     return (
-        f"{comparison.model.name}, {comparison.model.steps(comparison.arguments)} steps: "
+        f"{comparison.model.name}, {comparison.steps} steps: "
         f"{len(comparison.prompts)} prompts x {len(comparison.seeds)} seeds{runs}; "
-        f"uncached loop {seconds:.2f} s on {e['device']} ({e['cpu']}, {e['threads']} threads), "
+        f"{loop} on {e['device']} ({e['cpu']}, {e['threads']} threads), "
         f"torch {e['torch']}, diffusers {e['diffusers']}, mixcache {e['mixcache']}"
     )
 
@@ -136,7 +139,7 @@ AUDITED = ("audited", "reuses", "predicted error, mean", "true error, mean", "wo
 
 def audited(comparison: Comparison, cases: Sequence[Case]) -> list[tuple[str, ...]]:
     """The ledger, one row per variant, under `AUDITED`: relative L1 of outputs; bound, deviation: L2 of the latent."""
-    table: list[tuple[str, ...]] = []
+    rows: list[tuple[str, ...]] = []
     for label in comparison.labels:
         own = [case for case in cases if case.variant == label]
         ledgers = [case.audit for case in own if case.audit is not None]
@@ -147,7 +150,7 @@ def audited(comparison: Comparison, cases: Sequence[Case]) -> list[tuple[str, ..
         worst = max(reuses, key=lambda reuse: reuse.true)
         bounds = [ledger.bound for ledger in ledgers if ledger.bound is not None]
         off = [case.latents_error for case in own if case.latents_error is not None]
-        table.append(
+        rows.append(
             (
                 label,
                 f"{len(reuses) / len(ledgers):.1f}",
@@ -159,19 +162,20 @@ def audited(comparison: Comparison, cases: Sequence[Case]) -> list[tuple[str, ..
                 f"{statistics.fmean(off):.4f}" if off else "-",
             )
         )
-    return table
+    return rows
 
 
-def _lines(header: Sequence[str], table: Sequence[Sequence[str]]) -> str:
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ruler = tuple("---" if column == 0 else "---:" for column in range(len(header)))
-    lines = [header, ruler, *table]
+    lines = [header, ruler, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def markdown(command: str, comparison: Comparison, cases: Sequence[Case], summaries: Sequence[Summary]) -> str:
     """The tables as markdown; the first line is the command that prints them."""
     ledger = audited(comparison, cases)
-    parts = [f"`{command}`", _lines(HEADER, rows(summaries)), caption(comparison, summaries)]
+    header, *rows = table(comparison, summaries)
+    parts = [f"`{command}`", _lines(header, rows), caption(comparison, summaries)]
     return "\n\n".join([*parts, *([_lines(AUDITED, ledger)] if ledger else [])]) + "\n"
 
 

@@ -78,6 +78,11 @@ class Row:
         return self.speedups.median
 
     @property
+    def speed(self) -> str:
+        """The speed-up as text."""
+        return f"{self.speedup:.2f}x"
+
+    @property
     def ideal_speedup(self) -> float:
         """If reusing cost nothing: evaluations uncached over evaluations made."""
         return self.evaluations_uncached / self.evaluations if self.evaluations else 1.0

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mixcache.bench.flags import UNCACHED
 from mixcache.bench.watch import Watch
 
 _WIDTH = 160  # columns of output that goes to a file
@@ -53,7 +54,7 @@ class Bar:
 
     def case(self, case: Any) -> None:
         """A `Case` is finished: shown beside the bar, or as a line where there is no terminal."""
-        self.tell(f"{case.variant}: {case.speedup:.2f}x")
+        self.tell("uncached" if case.variant == UNCACHED else f"{case.variant}: {case.speed}")
 
     def tell(self, text: str) -> None:
         """Say something about the calls so far, beside the bar or as a line with the time left."""

@@ -31,7 +31,7 @@ def demo(
     """
     from mixcache.bench import comparing, gallery
     from mixcache.bench.cases import CaseStore
-    from mixcache.bench.comparison import Comparison, check_recipes
+    from mixcache.bench.comparison import Comparison
     from mixcache.bench.extras import check_extras
     from mixcache.bench.loading import load
     from mixcache.bench.media import writable
@@ -45,13 +45,13 @@ def demo(
     with console.loading(model):
         loaded = load(model, device, dtype)
     shown = next((folder.demo for folder in catalogue.pipelines().values() if folder.demo), ())
-    recipes = check_recipes(loaded.demo or shown)
     comparison = Comparison(
         model=loaded,
         arguments=loaded.arguments(**has.call_options(ctx)),
         prompts=(loaded.held_out or PROMPTS)[:2],
         seeds=(seed,),
-        recipes=recipes,
+        variants=loaded.demo or shown,
+        rival=False,
         pictured=2,
     )
     store = CaseStore(out).open(comparison.settings, restart=True)

@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "side-inputs": ("side input",),
     "models": ("pipeline", "model"),
     "calibrators": ("calibrator",),
+    "metrics": ("metric",),
 }
 """What `--kind` takes, and the kinds of the catalogue that it stands for."""
 
@@ -48,6 +49,7 @@ _EXAMPLES = {
     "pipeline": f"{_GENERATE} --model {{spec}}",
     "model": 'mixcache.enable(pipe, "easycache")  # where pipe.transformer is a {spec}',
     "calibrator": "mixcache calibrate {spec} --out {spec}.json",
+    "metric": "mixcache compare --policy mixcache --out results  # {spec} is a column of every comparison",
     "signal": 'class Mine(mixcache.Policy): signals = ("{spec}",)',
     "side input": 'mixcache.Signal(name="mine", reads={{"previous:{spec}"}}, measure=...)',
 }

@@ -21,6 +21,8 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="What to show.")],
     out: Annotated[Path, typer.Option("--out", help="A .mp4, .gif or (images) .png file, or a folder.")],
     policy: Annotated[str, typer.Option("--policy", metavar="POLICY", help=has.POLICY)] = "none",
+    evaluations: has.Evaluations = None,
+    speedup: has.Speedup = None,
     basis: has.Basis = None,
     forecast: has.Forecast = None,
     anchor: has.Anchor = None,
@@ -44,6 +46,8 @@ def generate(
 ) -> None:
     """Make one clip (or image), cached or not, and print what caching did.
 
+    - `mixcache generate --prompt "a red circle moving left" --speedup 2.5 --out clip.mp4`
+
     - `mixcache generate --prompt "a red circle moving left" --policy easycache:threshold=0.05 --out clip.mp4`
 
     - `mixcache generate --prompt "a cat" --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --policy static:every=2 --basis
@@ -57,8 +61,8 @@ def generate(
     if not prompt.strip():
         raise ConfigurationError("--prompt is empty; say what to show.")
     check_seed(seed)
-    has.check_trace(trace, policy)
     recipe = has.recipe_of(policy, ctx)
+    has.check_trace(trace, recipe)
     check_output(out)
     with console.loading(model):
         loaded = load(model, device, dtype)

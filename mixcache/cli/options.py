@@ -33,6 +33,8 @@ POLICY = (
     "`mixcache plugins` lists them all."
 )
 
+VARIANT = f"{POLICY} Or steps=18: the plain pipeline with fewer steps."
+
 
 def _choice(name: str) -> Any:
     """The option of a choice."""
@@ -49,6 +51,12 @@ Samples = Annotated[str | None, _choice("samples")]
 MaxCacheBytes = Annotated[int | None, _choice("max_cache_bytes")]
 Offload = Annotated[str | None, _choice("offload")]
 OnError = Annotated[str | None, _choice("on_error")]
+Evaluations = Annotated[
+    int | None, typer.Option("--evaluations", min=1, help="Compute exactly so many evaluations of the run.")
+]
+Speedup = Annotated[
+    float | None, typer.Option("--speedup", min=1, help="Evaluations of the run over those computed, at least.")
+]
 Model = Annotated[str, typer.Option("--model", metavar="NAME|FOLDER|HUB_ID", help="The diffusers pipeline.")]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to show.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.  [default: the model's]")]
@@ -76,6 +84,30 @@ Limit = Annotated[
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="How many seeds per prompt: 0, 1, ...")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Pairs of runs per case; the median counts.")]
+QualityOnly = Annotated[
+    bool,
+    typer.Option("--quality-only", help="Time nothing: one run per case, one uncached run per prompt and seed."),
+]
+Rival = Annotated[
+    bool,
+    typer.Option(
+        "--rival/--no-rival", help="Measure the plain pipeline with fewer steps, at about as many evaluations."
+    ),
+]
+Truth = Annotated[
+    int | None,
+    typer.Option("--truth", min=2, help="Compare also with a plain run of so many steps: the solver's own error."),
+]
+Regret = Annotated[
+    int | None,
+    typer.Option(
+        "--regret",
+        min=1,
+        metavar="RUNS",
+        help="Look for the best mask of every clip, with so many real runs at each budget: how far is every policy "
+        "behind?",
+    ),
+]
 Audit = Annotated[
     bool,
     typer.Option("--audit", help="One more run per case, with the true error of every reuse beside the predicted one."),
@@ -94,7 +126,8 @@ def as_typed(ctx: typer.Context) -> str:
             continue
         values = ctx.params[str(option.name)]
         for value in values if isinstance(values, (list, tuple)) else [values]:
-            words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+            flag = option.secondary_opts[0] if value is False else option.opts[0]
+            words += [flag] if isinstance(value, bool) else [flag, str(value)]
     return shlex.join(words)
 
 
@@ -117,12 +150,18 @@ def recipe_of(text: str, ctx: typer.Context) -> Recipe | None:
     """
     given = {name: ctx.params[name] for name in CHOICES if ctx.params.get(name) is not None}
     given.pop("audit", None)  # of `compare`, where it means one more run
+    orders = {name: ctx.params[name] for name in ("evaluations", "speedup") if ctx.params.get(name) is not None}
+    if orders and ctx.get_parameter_source("policy").name == "DEFAULT":  # type: ignore[union-attr]
+        from mixcache.recipe import Recipe
+
+        return Recipe.of(None, **{name: _by_level(value) for name, value in given.items()}).ordered(**orders)
     if text.strip() == UNCACHED:
+        given |= orders
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ConfigurationError(f"{flags}: with --policy none nothing is cached; name a policy, or leave it out.")
         return None
-    return read_recipe(text, **{name: _by_level(value) for name, value in given.items()})
+    return read_recipe(text, **{name: _by_level(value) for name, value in given.items()}).ordered(**orders)
 
 
 def read_recipe(text: str, **choices: Any) -> Recipe:
@@ -155,11 +194,11 @@ def _by_level(value: Any) -> Any:
     return {choice.key: choice.text for choice in parse_choices(value)}
 
 
-def check_trace(trace: Path | None, policy: str) -> None:
+def check_trace(trace: Path | None, recipe: Recipe | None) -> None:
     """Raises `ConfigurationError` for a trace of nothing, and for one that cannot be written."""
     if trace is None:
         return
-    if policy == UNCACHED:
+    if recipe is None:
         raise ConfigurationError(f"--trace {trace}: with --policy none nothing is decided; name a policy.")
     if trace.is_dir():
         raise ConfigurationError(f"--trace {trace} is a folder; give the name of a file.")

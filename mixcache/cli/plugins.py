@@ -16,7 +16,8 @@ def plugins(
         str | None,
         typer.Option(
             "--kind",
-            help="Only policies, bases, forecasters, anchors, rules, signals, side-inputs, models or calibrators.",
+            help="Only policies, bases, forecasters, anchors, rules, signals, side-inputs, models, calibrators or "
+            "metrics.",
         ),
     ] = None,
 ) -> None:

@@ -31,7 +31,6 @@ from mixcache.errors import ConfigurationError, PluginError, UnknownNameError, c
 T = TypeVar("T")
 _manager: pluggy.PluginManager | None = None
 
-
 _CORE: dict[str, Any] = {
     "mixcache_bases": BASES,
     "mixcache_forecasters": FORECASTERS,
@@ -76,6 +75,7 @@ KINDS: dict[str, Kind] = {
     "model": Kind("mixcache_models", None, attrgetter("model")),
     "pipeline": Kind("mixcache_models", None, attrgetter("name")),
     "calibrator": Kind("mixcache_calibrators", None, attrgetter("name")),
+    "metric": Kind("mixcache_metrics", None, attrgetter("name")),
 }
 
 
@@ -103,8 +103,8 @@ def manager() -> pluggy.PluginManager:
 
 
 def register(plugin: Any, name: str | None = None) -> Any:
-    """Offer a policy, basis, forecaster, anchor, signal, side input, model adapter, pipeline folder, calibrator, voting
-    rule, or a whole plugin with hooks of its own.
+    """Offer a policy, basis, forecaster, anchor, signal, side input, model adapter, pipeline folder, calibrator,
+    metric, voting rule, or a whole plugin with hooks of its own.
 
     A class or record is known by its own name; a voting rule (a function of votes) needs `name`. Returns `plugin`, so
     it can decorate a class. Raises `ConfigurationError` if the name is taken, `PluginError` for a hook that is none.
@@ -194,6 +194,7 @@ side_inputs: Callable[[], dict[str, SideInput]] = partial(table, "side input")
 models: Callable[[], dict[str, Any]] = partial(table, "model")
 pipelines: Callable[[], dict[str, Any]] = partial(table, "pipeline")
 calibrators: Callable[[], dict[str, Any]] = partial(table, "calibrator")
+metrics: Callable[[], dict[str, Any]] = partial(table, "metric")
 """Everything of one kind, by name: classes of policies, bases, forecasters and anchors; functions; records."""
 
 

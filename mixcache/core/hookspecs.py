@@ -13,6 +13,7 @@ from mixcache.core.anchors import Anchor
 from mixcache.core.basis import Basis
 from mixcache.core.forecast.base import Forecaster
 from mixcache.core.hooks import hookspec
+from mixcache.core.metrics import Metric
 from mixcache.core.points import Outcome, Point, Reading, RunInfo, Vote
 from mixcache.core.policy import Policy
 from mixcache.core.rules import Rule
@@ -62,6 +63,16 @@ def mixcache_models() -> list[Any]:  # type: ignore[empty-body]
 @hookspec
 def mixcache_calibrators() -> list[Any]:  # type: ignore[empty-body]
     """`mixcache.study.Calibrator`s: how the tables that policies and forecasters read are measured."""
+
+
+@hookspec
+def mixcache_metrics() -> list[Metric]:  # type: ignore[empty-body]
+    """What `mixcache compare` measures of every clip, beside the speed; each is a column of its table."""
+
+
+@hookspec
+def mixcache_recipe() -> str:  # type: ignore[empty-body]
+    """The recipe, as text, by which `mixcache.enable(pipe)` caches if it is given none; the latest plugin's holds."""
 
 
 @hookspec

@@ -12,28 +12,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from attrs import evolve
-from torch import Tensor
 
 from mixcache.core.basis import encoded
 from mixcache.core.forecast.base import Entry
 from mixcache.core.panel import Panel
 from mixcache.core.plan import Plan
 from mixcache.core.points import Outcome, Point, Reading, RunInfo, Verdict, Vote
-from mixcache.core.readout import derive, late, learned, measure, read
+from mixcache.core.readout import Readout, true_errors
 from mixcache.core.rules import decide
-from mixcache.core.signals import Tensors
 from mixcache.core.store import NOT_YET, Slot, Store, Ticket
 from mixcache.core.streams import NOTHING_BESIDE, Beside, Input, Streams, Value, check_form, form_of, in_form, on_host
-from mixcache.core.trace import Record
+from mixcache.core.trace import Record, StreamRecord
 from mixcache.errors import PluginError, called
 
 T = TypeVar("T")
 UNDECIDED: tuple[Reading, tuple[Vote, ...], Verdict] = ({}, (), NOT_YET)
-NOTHING_OWN: Any = NOTHING_BESIDE
 NO_OUTPUT: tuple[Value | None, str | None] = (None, None)
 
 
@@ -48,8 +45,8 @@ class Loop:
         self.run = run
         self.store = Store(plan.max_cache_bytes)
         self.panel = Panel(plan.policies, plan.hooks)
+        self.readout = Readout(plan.samples, plan.group)
         self._keep = keep
-        self._unread: list[tuple[Point, Slot, Mapping[str, Tensor]]] = []
         self.reuses = 0
         self.why: Counter[str] = Counter()
         self.panel.started(run)
@@ -87,20 +84,26 @@ class Loop:
         return value
 
     def audit(self, ticket: Ticket, truth: Streams) -> float:
-        """Beside a reuse its place was computed: the relative L1 error of what was rebuilt, worst over the samples.
+        """Beside a reuse its place was computed: the relative L1 error of what was rebuilt, worst over the samples and
+        over the streams that are measured there.
 
-        The visit's record is kept again, with that error.
+        The visit's record is kept again, with that error, and with that of each stream where there are several.
         """
+        record = ticket.record
         assert ticket.output is not None
-        assert ticket.record is not None
-        scale = Tensors(anchor=truth[0], samples=self.plan.samples)
-        error = float((scale.norm(truth[0] - ticket.output.streams[0]) / scale.norm(truth[0])).amax())
-        self._keep(evolve(ticket.record, outcome=evolve(ticket.record.outcome, true_error=error)))
+        assert record is not None
+        count = ticket.entering.measured
+        errors = true_errors(truth[:count], ticket.output.streams[:count], self.plan.samples)
+        error = max(errors, key=lambda one: (one != one, one))
+        if count > 1:
+            streams = record.streams or (StreamRecord(),) * count
+            record = evolve(record, streams=tuple(evolve(one, true_error=e) for one, e in zip(streams, errors)))
+        self._keep(evolve(record, outcome=evolve(record.outcome, true_error=error)))
         return error
 
     def end(self) -> None:
         """The run is over: drop every tensor, and tell the plugins."""
-        self._unread.clear()
+        self.readout.clear()
         self.store.clear()
         self.panel.ended(self.run)
 
@@ -116,65 +119,11 @@ class Loop:
 
     def _decide(self, ticket: Ticket) -> tuple[Reading, tuple[Vote, ...], Verdict]:
         """What is measured, what is voted, and the verdict."""
-        reading = self._measure(ticket)
+        reading = self.readout.read(ticket)
         for one in ticket.learned:
             self.panel.learn(one.point, one.reading)
         votes = self.panel.vote(ticket.point, reading)
         return reading, votes, called(("rule", self.plan.rule), decide, votes, self.plan.rule)
-
-    def _measure(self, ticket: Ticket) -> Reading:
-        """All signals asked for at this visit, in one transfer to the host; `None` where there is no history yet."""
-        gauge, slot = ticket.site.gauge, ticket.slot
-        measures = gauge.measures(ticket.point)
-        if not measures and not self._unread:
-            return {}
-        reading: dict[str, float | None] = dict.fromkeys(gauge.names) if measures else {}
-        values = self._values(ticket) if measures and not slot.no_room else {}
-        wanted = [signal for signal in (*gauge.before, *gauge.after) if signal.name in values]
-        numbers = [called(("signal", s.name), s.reduce, values[s.name]) for s in wanted]
-        signs = [signal.sign for signal in wanted]
-        checked = slot.total is not None and bool(wanted)
-        if slot.total is not None and wanted:
-            numbers.append(slot.total)
-            signs.append(1.0)
-        later, self._unread = late(self._unread), []
-        device = numbers[0].device if numbers else later[0].value.device if later else None
-        numbers += [one.signal.reduce(one.value).to(device) for one in later]
-        signs += [one.signal.sign for one in later]
-        if not numbers:
-            return reading
-        found = read(numbers, signs, self.plan.group)
-        ticket.learned = learned(later, found[len(found) - len(later) :])
-        slot.trouble = slot.broken(found[len(wanted)]) if checked else None
-        if measures and slot.trouble is None:
-            reading.update(zip((signal.name for signal in wanted), found))
-            derive(gauge.derived, gauge.sums, reading, slot.sums)
-        return reading
-
-    def _values(self, ticket: Ticket) -> dict[str, Tensor]:
-        """The signals that are known before the vote, per sample and on the device."""
-        gauge, slot = ticket.site.gauge, ticket.slot
-        values = dict(slot.after)
-        known = self._tensors(ticket, values)
-        measure(gauge.before, known, values, slot.own)
-        slot.note("previous", known)
-        return values
-
-    def _tensors(
-        self, ticket: Ticket, values: Mapping[str, Tensor], output: Tensor | None = None, rebuilt: Tensor | None = None
-    ) -> Tensors:
-        """What signals look at; `values` is filled as they are measured."""
-        return Tensors(
-            anchor=ticket.entering.get()[0],
-            output=output,
-            rebuilt=rebuilt,
-            level=ticket.point.level,
-            beside=ticket.beside,
-            memory=ticket.slot.memory,
-            values=values,
-            own=NOTHING_OWN,
-            samples=self.plan.samples,
-        )
 
     def _anchor(self, ticket: Ticket, spec: str | None) -> Streams:
         """An anchor of this visit, made once; its cost is noted."""
@@ -201,7 +150,7 @@ class Loop:
         stateful = site.anchors[anchor].stateful
         history = tuple(slot.histories.get(anchor, ())) if forecaster.depth else ()
         if ticket.entering.done or (not history and (forecaster.depth or (stateful and slot.no_room))):
-            return None, "no room in the cache" if slot.no_room else slot.unfit or "no history"
+            return None, "no room in the cache" if slot.no_room else slot.unfit.get(anchor) or "no history"
         around = self._anchor(ticket, anchor)
         if self.plan.offload is not None:
             history = tuple(entry.to(around[0].device) for entry in history)
@@ -218,10 +167,9 @@ class Loop:
     def _remember(self, ticket: Ticket, output: Value) -> None:
         """Measure what a compute tells, and store it for later reuse."""
         slot, site, point = ticket.slot, ticket.site, ticket.point
-        gauge = site.gauge
-        storing = not (slot.no_room or (gauge.exact_only and not output.exact))
-        if gauge.measures(point) and not slot.no_room:
-            self._measure_after(ticket, output, storing)
+        storing = not (slot.no_room or (site.gauge.exact_only and not output.exact))
+        if site.gauge.measures(point) and not slot.no_room:
+            self.readout.after(ticket, output, storing, lambda: self._rebuild(ticket, None, None)[0])
         if not storing or point.last:
             return
         slot.made, slot.total = form_of(output.streams), None
@@ -235,7 +183,11 @@ class Loop:
         """One entry of the history that is told around this anchor."""
         slot, site, point = ticket.slot, ticket.site, ticket.point
         around = self._anchor(ticket, spec)
-        z, slot.unfit = encoded(site.basis, output.streams, around, point)
+        z, unfit = encoded(site.basis, output.streams, around, point)
+        if unfit is not None:
+            slot.unfit[spec] = unfit
+        else:
+            slot.unfit.pop(spec, None)
         if z is None or not slot.sound(z, at_once=self.plan.group is None):
             return
         beside = NOTHING_BESIDE
@@ -245,22 +197,6 @@ class Loop:
         entry = Entry(z=z, point=point, exact=output.exact, beside=beside)
         history = slot.histories.setdefault(spec, deque(maxlen=site.depth))
         history.append(entry if self.plan.offload is None else entry.to(self.plan.offload))
-
-    def _measure_after(self, ticket: Ticket, output: Value, storing: bool) -> None:
-        """Measure what is known only after computing; it stays on the device and is read at the next measured visit."""
-        gauge, slot = ticket.site.gauge, ticket.slot
-        signals = tuple([s for s in gauge.after if (storing if s.when == "after" else not output.exact)])
-        if not signals and not storing:
-            return
-        rebuilt = self._rebuild(ticket, None, None)[0] if any("rebuilt" in s.reads for s in signals) else None
-        values: dict[str, Tensor] = {}
-        known = self._tensors(ticket, values, output.streams[0], None if rebuilt is None else rebuilt.streams[0])
-        measure(signals, known, values, slot.own)
-        slot.after = values if storing else {**slot.after, **values}
-        if gauge.learns and values:
-            self._unread.append((ticket.point, slot, values))
-        if storing:
-            slot.note("computed", known)
 
     def _end(self, ticket: Ticket, value: Value, seconds: float | None) -> None:
         """Tell the plugins what came of the visit, count it, and keep its record."""
@@ -281,7 +217,7 @@ class Loop:
         self.reuses += reused
         self.why[outcome.reason] += 1
         slot.visited(ticket.reading, reused=reused)
-        if reused and (slot.states or slot.own):
+        if reused and (slot.states or any(track.own for track in slot.tracks)):
             self.store.keep(slot)
         ticket.record = Record(
             run=self.run.index,
@@ -294,5 +230,6 @@ class Loop:
             dense=value.dense,
             seconds=seconds,
             learned=ticket.learned,
+            streams=ticket.streams,
         )
         self._keep(ticket.record)

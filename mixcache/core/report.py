@@ -31,10 +31,23 @@ class Errors:
 
 
 @frozen(kw_only=True)
+class StreamReport:
+    """One of several streams of a granularity (video, sound).
+
+    worst: by signal, at how many visits this stream had the worst value, the one that policies saw. true: its own
+    errors, known under `audit=True` alone.
+    """
+
+    worst: dict[str, int]
+    true: Errors | None = None
+
+
+@frozen(kw_only=True)
 class GranularityReport:
     """One granularity: visits that computed or reused, the reasons, and the errors of the reuses.
 
-    predicted: by the policies, before the reuse. true: measured beside it, known under `audit=True` alone.
+    predicted: by the policies, before the reuse. true: measured beside it, known under `audit=True` alone; the worst
+    stream's. streams: each stream by itself, where there are several.
     """
 
     computed: int
@@ -42,6 +55,7 @@ class GranularityReport:
     reasons: dict[str, int]
     predicted: Errors | None = None
     true: Errors | None = None
+    streams: tuple[StreamReport, ...] = ()
 
     @property
     def ideal_speedup(self) -> float:
@@ -55,6 +69,14 @@ REASONS_KEPT = 200
 
 
 @define
+class _Stream:
+    """The running count of one of several streams."""
+
+    worst: Counter[str] = field(factory=Counter)
+    true: Errors | None = None
+
+
+@define
 class _Count:
     """The running count of one granularity. reasons: by whether the visit was reused, and why."""
 
@@ -63,6 +85,18 @@ class _Count:
     reasons: dict[tuple[bool, str], int] = field(factory=dict)
     predicted: Errors | None = None
     true: Errors | None = None
+    streams: list[_Stream] = field(factory=list)
+
+    def by_stream(self, record: Record) -> None:
+        """Count the streams of a record apart."""
+        while len(self.streams) < len(record.streams):
+            self.streams.append(_Stream())
+        for count, one in zip(self.streams, record.streams):
+            if one.true_error is not None:
+                count.true = _with(count.true, one.true_error, record)
+            else:
+                told = [(name, value) for name, value in one.reading.items() if value is not None]
+                count.worst.update(name for name, value in told if value == record.reading.get(name))
 
     def report(self) -> GranularityReport:
         """As it stands now, the commonest reasons first."""
@@ -74,6 +108,7 @@ class _Count:
             reasons=dict(told.most_common()),
             predicted=self.predicted,
             true=self.true,
+            streams=tuple(StreamReport(worst=dict(s.worst.most_common()), true=s.true) for s in self.streams),
         )
 
 
@@ -92,6 +127,8 @@ class Tally:
         count = self.counts.get(point.granularity)
         if count is None:
             count = self.counts[point.granularity] = _Count()
+        if record.streams:
+            count.by_stream(record)
         if outcome.true_error is not None:
             count.true = _with(count.true, outcome.true_error, record)
             return
@@ -196,6 +233,8 @@ class Report:
                 console.print(
                     f"  {name}: largest true error {visit.true.worst:.4f} at {visit.true.at}", highlight=False
                 )
+            for i, stream in enumerate(visit.streams):
+                console.print(f"  {name}, stream {i} of {len(visit.streams)}: {_told(stream)}", highlight=False)
             shown = list(visit.reasons.items())[:REASONS_SHOWN]
             for reason, count in shown:
                 console.print(f"  {name}: {count:4d}  {reason}", highlight=False)
@@ -209,6 +248,15 @@ class Report:
         if not self.visits:
             console.print("  nothing was visited: no policy decides here, or the model has not run yet")
         return text.getvalue().rstrip()
+
+
+def _told(stream: StreamReport) -> str:
+    """One stream in words."""
+    worst = ", ".join(f"{name} ({count})" for name, count in stream.worst.items())
+    parts = [f"the worst (at so many visits) in {worst}"] if worst else []
+    if stream.true is not None:
+        parts.append(f"largest true error {stream.true.worst:.4f} at {stream.true.at}")
+    return "; ".join(parts) or "never the worst"
 
 
 def _cells(errors: Errors | None) -> tuple[str, str]:

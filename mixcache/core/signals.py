@@ -2,12 +2,16 @@
 
 A signal is computed for every sample of the batch ([S]; or [1] with samples="mean", which pools the batch as the
 published rules do) and reaches the host as one number, its worst over the samples. Norms are means of absolute values,
-accumulated in float32. Changes are taken on the first stream (the latent, or the image hidden states).
+accumulated in float32.
+
+A signal looks at one stream at a time. A model with several outputs (video and sound) is measured on each of them at
+"step" and at "cfg", and policies see the worst stream by `Signal.sign`. At "block" the first stream alone is measured
+(the image hidden states), as the published rules do: hidden states and those of the prompt have scales of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -45,10 +49,11 @@ class SideInput:
 class Tensors:
     """What a signal may look at, at one visit.
 
-    anchor: what enters the place, first stream. output: what was computed, after a compute. rebuilt: what the cache
-    would have given instead. level: the noise level, if it is known. values: the signals already measured here, per
-    sample and still on the device. own: tensors that this signal keeps for itself from visit to visit; they count as
-    cache and go with it. Tensors that nobody asked for, or that do not exist yet, are `None`.
+    anchor: what enters the place, of the stream that is looked at. output: what was computed, after a compute. rebuilt:
+    what the cache would have given instead. level: the noise level, if it is known. values: the signals already
+    measured here, per sample and still on the device. own: tensors that this signal keeps for itself from visit to
+    visit, by stream; they count as cache and go with it. Tensors that nobody asked for, or that do not exist yet, are
+    `None`.
     """
 
     anchor: Tensor
@@ -139,6 +144,10 @@ class Signal:
     def reduce(self, values: Tensor) -> Tensor:
         """The worst sample, as a 0-d tensor; NaN in any sample stays NaN."""
         return values.amax() if self.worst == "max" else values.amin()
+
+    def worst_of(self, streams: Sequence[float]) -> float:
+        """The worst stream; NaN in any of them stays NaN."""
+        return max(streams, key=lambda value: (value != value, self.sign * value))
 
 
 def _delta(t: Tensors, reference: Tensor | None) -> Tensor | None:

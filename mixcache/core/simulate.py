@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from mixcache.core.loop import Loop
 from mixcache.core.plan import Plan
 from mixcache.core.points import Address, Granularity, NoiseLevel, Point, Reading, RunInfo
 from mixcache.core.policy import Policy
+from mixcache.core.readout import Readout
 from mixcache.core.rules import Rule, unanimous
 from mixcache.core.signals import Signal, summed
 from mixcache.core.store import Ticket
@@ -30,25 +31,26 @@ BLOCKS = 12
 _ZERO = (torch.zeros(1),)
 
 
-class _Told(Loop):
-    """The real loop, with signals that have the values they are told in the place of measured ones."""
+class _Told(Readout):
+    """Signals that have the values they are told in the place of measured ones."""
 
     now: Reading = MappingProxyType({})
 
-    def _values(self, ticket: Ticket) -> dict[str, Tensor]:
+    def before(self, ticket: Ticket) -> list[dict[str, Tensor]]:
         gauge = ticket.site.gauge
-        return self._told([signal for signal in (*gauge.before, *gauge.after) if signal.when != "reused"])
+        return [self._told([signal for signal in (*gauge.before, *gauge.after) if signal.when != "reused"])]
 
     def _told(self, signals: Sequence[Signal]) -> dict[str, Tensor]:
         found = {signal.name: self.now.get(signal.name) for signal in signals}
         return {n: torch.tensor([v], dtype=torch.float64) for n, v in found.items() if v is not None}
 
-    def _measure_after(self, ticket: Ticket, output: Value, storing: bool) -> None:
+    def after(self, ticket: Ticket, output: Value, storing: bool, rebuild: Callable[[], Value | None]) -> None:
         gauge = ticket.site.gauge
         if not output.exact:
-            ticket.slot.after = self._told([signal for signal in gauge.after if signal.when == "reused"])
-            if gauge.learns and ticket.slot.after:
-                self._unread.append((ticket.point, ticket.slot, ticket.slot.after))
+            track = ticket.slot.tracked(1)[0]
+            track.after = self._told([signal for signal in gauge.after if signal.when == "reused"])
+            if gauge.learns:
+                self.learn(ticket, track, track.after)
 
 
 def asked(policy: Policy) -> tuple[str, ...]:
@@ -94,13 +96,14 @@ def simulate(
         forecast=dict.fromkeys(Granularity, Hold()),
     )
     records: list[Record] = []
-    loop = _Told(plan, RunInfo(index=index, num_steps=num_steps), records.append)
+    loop = Loop(plan, RunInfo(index=index, num_steps=num_steps), records.append)
+    loop.readout = told = _Told(plan.samples, plan.group)
     deciding = [policy for policy in policies if not policy.guard] or policies  # guards alone are tried everywhere
     used = frozenset(granularity for policy in deciding for granularity in policy.granularities)
     spans = _pieces([policy for policy in deciding if Granularity.BLOCK in policy.granularities], blocks)
     for call, reading in enumerate(readings):
         step, branch = divmod(call, len(branches))
-        loop.now = dict(reading)
+        told.now = dict(reading)
         _call(loop, used, spans, blocks, step, num_steps, branches, branch)
     loop.end()
     return records

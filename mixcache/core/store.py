@@ -18,67 +18,44 @@ from mixcache.core.forecast.base import Entry
 from mixcache.core.points import Address, Point, Reading, Verdict, Vote
 from mixcache.core.signals import Tensors
 from mixcache.core.streams import Beside, Form, Input, Streams, Value, on_host, shapes, total_of
-from mixcache.core.trace import Learned, Record
+from mixcache.core.trace import Learned, Record, StreamRecord
 
 NOT_YET = Verdict(reuse=False, reason="")
 
 
 @define
-class Slot:
-    """The memory of one place: its history, and what signals and anchors keep.
+class Track:
+    """What signals remember of one stream of a place, apart from its other streams.
 
-    site: how the place is measured and rebuilt (a `Site` of the plan). histories: stored visits by the spec of the
-    anchor that they are told around. last, gap: the evaluation of the last stored compute, and evaluations since the
-    one before. run_length: reuses in a row. sums: signals summed since the last compute.
     memory: tensors that signals compare with, by name ("previous:anchor"). own: tensors that a signal keeps for itself,
-    by signal. states: what anchors remember. after: signals measured after the last compute, still on the device.
-    unfit: why the last computed output could not be stored. made: its form. total: the sum over what was stored last,
-    until it is known to be finite. trouble: what was found wrong with it at this visit.
+    by signal. after: signals measured after the last compute, still on the device.
     """
 
-    site: Any
-    histories: dict[str | None, deque[Entry]] = field(factory=dict)
-    form: Form | None = None
-    last: int | None = None
-    gap: int | None = None
-    run_length: int = 0
-    sums: dict[str, float] = field(factory=dict)
     memory: dict[str, Tensor] = field(factory=dict)
     own: dict[str, dict[str, Tensor]] = field(factory=dict)
-    states: dict[str | None, Any] = field(factory=dict)
     after: dict[str, Tensor] = field(factory=dict)
-    made: Form | None = None
-    total: Tensor | None = None
-    trouble: str | None = None
-    no_room: bool = False
-    unfit: str | None = None
-    counted: dict[int, int] = field(factory=dict)
 
-    def tensors(self) -> list[Tensor]:
-        """Every tensor that the slot holds."""
-        found = [z for history in self.histories.values() for entry in history for z in entry.z]
-        if self.site.keeps:
-            entries = [entry for history in self.histories.values() for entry in history]
-            found += [t for entry in entries for streams in entry.beside.values() for t in streams]
-        found += self.memory.values()
-        found += self.after.values()
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that it holds."""
+        yield from self.memory.values()
+        yield from self.after.values()
         for kept in self.own.values():
-            found += kept.values()
-        for state in self.states.values():
-            found += _tensors_in(state)
-        if self.total is not None:
-            found.append(self.total)
-        return found
+            yield from kept.values()
 
-    def note(self, when: str, known: Tensors) -> None:
-        """Keep the tensors of this visit that signals compare with later. when: "previous" or "computed".
+    def clear(self) -> None:
+        """Forget every tensor."""
+        for kept in (self.memory, self.own, self.after):
+            kept.clear()
 
-        What is not there now is forgotten.
+    def note(self, kept: tuple[tuple[str, str], ...], known: Tensors, *, computed: bool) -> None:
+        """Keep the tensors of this visit that signals compare with later: (name, "when:name") of each.
+
+        computed: whether the visit was. What is not there now is forgotten.
         """
         memory = self.memory
-        for name, key in self.site.gauge.kept[when]:
+        for name, key in kept:
             if name == "anchor":
-                same = memory.get("previous:anchor") if when == "computed" else None
+                same = memory.get("previous:anchor") if computed else None
                 tensor: Tensor | None = known.anchor.detach().clone() if same is None else same
             elif name == "output":
                 tensor = None if known.output is None else known.output.detach().clone()
@@ -88,6 +65,56 @@ class Slot:
                 memory.pop(key, None)
             else:
                 memory[key] = tensor
+
+
+@define
+class Slot:
+    """The memory of one place: its history, and what signals and anchors keep.
+
+    site: how the place is measured and rebuilt (a `Site` of the plan). histories: stored visits by the spec of the
+    anchor that they are told around. last, gap: the evaluation of the last stored compute, and evaluations since the
+    one before. run_length: reuses in a row. sums: signals summed since the last compute.
+    tracks: what signals remember, by stream that they are measured on. states: what anchors remember. unfit: why the
+    last computed output could not be stored, by the spec of the anchor. made: its form. total: the sum over what was
+    stored last, until it is known to be finite. trouble: what was found wrong with it at this visit.
+    """
+
+    site: Any
+    histories: dict[str | None, deque[Entry]] = field(factory=dict)
+    form: Form | None = None
+    last: int | None = None
+    gap: int | None = None
+    run_length: int = 0
+    sums: dict[str, float] = field(factory=dict)
+    tracks: list[Track] = field(factory=list)
+    states: dict[str | None, Any] = field(factory=dict)
+    made: Form | None = None
+    total: Tensor | None = None
+    trouble: str | None = None
+    no_room: bool = False
+    unfit: dict[str | None, str] = field(factory=dict)
+    counted: dict[int, int] = field(factory=dict)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that the slot holds."""
+        found = [z for history in self.histories.values() for entry in history for z in entry.z]
+        if self.site.keeps:
+            entries = [entry for history in self.histories.values() for entry in history]
+            found += [t for entry in entries for streams in entry.beside.values() for t in streams]
+        for track in self.tracks:
+            found += track.tensors()
+        for state in self.states.values():
+            found += _tensors_in(state)
+        if self.total is not None:
+            found.append(self.total)
+        return found
+
+    def tracked(self, count: int) -> list[Track]:
+        """What signals remember of the first `count` streams."""
+        tracks = self.tracks
+        if len(tracks) < count:
+            tracks.extend(Track() for _ in range(count - len(tracks)))
+        return tracks if len(tracks) == count else tracks[:count]
 
     def counts(self, step: int) -> tuple[int | None, int | None, int]:
         """What a point of evaluation `step` is told: age, gap and run_length."""
@@ -119,8 +146,10 @@ class Slot:
 
     def drop(self) -> None:
         """Forget every tensor, and what was counted since the last compute."""
-        for kept in (self.histories, self.after, self.memory, self.own, self.states, self.sums):
+        for kept in (self.histories, self.states, self.sums, self.unfit):
             kept.clear()
+        for track in self.tracks:
+            track.clear()
         self.made = self.total = self.last = self.gap = None
 
     def broken(self, total: float) -> str | None:
@@ -160,8 +189,8 @@ class Ticket:
     """One visit under way: where, what is known there, what was decided, and what came of it.
 
     output: the rebuilt value if the verdict was to reuse and could be carried out; `None` where the caller computes.
-    anchors: those made so far. notes: what the reason will say beside the verdict's. record: of a visit that
-    has ended.
+    reading: what policies see. streams: what was measured of each stream, where there are several. anchors: those made
+    so far. failures: what the reason will say beside the verdict's. record: of a visit that has ended.
     """
 
     point: Point
@@ -170,6 +199,7 @@ class Ticket:
     entering: Input
     beside: Beside
     reading: Reading = field(factory=dict)
+    streams: tuple[StreamRecord, ...] = ()
     votes: tuple[Vote, ...] = ()
     verdict: Verdict = NOT_YET
     output: Value | None = None

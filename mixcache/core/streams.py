@@ -42,11 +42,13 @@ class Input:
     """What enters a place. It may cost something to know, and is then made when it is first needed.
 
     make: the streams, or a function that computes them. form: the form they have. exact: whether no history went into
-    them. done: whether the place was computed already, so that nothing can be rebuilt there. paid: what making them
-    cost in addition to computing the place, as a share of a whole model call; set by who makes them.
+    them. done: whether the place was computed already, so that nothing can be rebuilt there. measured: on how many of
+    the streams, the first ones, signals are measured, each by itself: those that leave the place in the same order, and
+    whose worst is what policies see. paid: what making them cost in addition to computing the place, as a share of a
+    whole model call; set by who makes them.
     """
 
-    __slots__ = ("_make", "_streams", "done", "exact", "form", "paid")
+    __slots__ = ("_make", "_streams", "done", "exact", "form", "measured", "paid")
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Input:
         *,
         exact: bool = True,
         done: bool = False,
+        measured: int = 1,
     ) -> None:
         known = None if callable(make) else make
         self._streams = known
@@ -62,6 +65,7 @@ class Input:
         self.form = form_of(known) if form is None and known is not None else form or ()
         self.exact = exact
         self.done = done
+        self.measured = measured
         self.paid = 0.0
 
     def get(self) -> Streams:

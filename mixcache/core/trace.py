@@ -31,11 +31,21 @@ class Learned:
 
 
 @frozen(kw_only=True)
+class StreamRecord:
+    """One of several streams of a visit: what was measured of it alone, and of an audited reuse its true error."""
+
+    reading: Reading = field(factory=dict)
+    true_error: float | None = None
+
+
+@frozen(kw_only=True)
 class Record:
     """What happened at one visit.
 
     exact: no history went into the value. dense: nothing was left out of it either. seconds: time spent computing
-    (`None` if reused, or on an accelerator). learned: what earlier computes told, known from this visit on.
+    (`None` if reused, or on an accelerator). learned: what earlier computes told, known from this visit on. streams:
+    each stream by itself, where signals or an audit looked at several (video and sound); reading and true error of the
+    visit are the worst of theirs.
     """
 
     run: int
@@ -48,6 +58,7 @@ class Record:
     dense: bool = True
     seconds: float | None = None
     learned: tuple[Learned, ...] = ()
+    streams: tuple[StreamRecord, ...] = ()
 
     @property
     def visit(self) -> tuple[int, int, Address]:

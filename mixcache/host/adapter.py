@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,7 +61,9 @@ class PipelineFolder:
     """A diffusers pipeline folder that a plugin ships, loadable by name: `mixcache generate --model NAME`.
 
     defaults: keyword arguments of a call (frames, size, steps, guidance). tuning and held_out: prompts to choose
-    settings on, and others to report on. demo: the recipes that `mixcache demo` shows.
+    settings on, and others to report on. demo: the recipes that `mixcache demo` shows. score: whether a clip (or image)
+    still shows what was asked: (frames [F, H, W, C] in [0, 1], prompt) -> numbers by name, of which "right" is 1 if it
+    does and 0 if not. It raises `ValueError` for a prompt that it cannot judge.
     """
 
     kind_of_plugin: ClassVar[str] = "pipeline"
@@ -73,6 +75,7 @@ class PipelineFolder:
     tuning: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     demo: tuple[str, ...] = ()
+    score: Callable[[Any, str], Mapping[str, float]] | None = None
 
 
 def adapter_for(model: Any, adapters: Iterable[ModelAdapter]) -> ModelAdapter:

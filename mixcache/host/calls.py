@@ -5,7 +5,7 @@ Each level is a visit of the one loop; this file only says what enters a place a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mixcache.core.loop import Loop
@@ -174,32 +174,34 @@ class Calls:
             run.sight.called(Made(component, place, call, call.anchors, pending=False))
         if not call.done and (call.form, component) not in run.packings:
             call.compute()  # the caller asks for a form that nobody has seen yet
-        value = self._nest(run, place, call)()
+        guided = None
+        if self.plan.uses(Granularity.CFG) or run.ledger is not None:
+            guided = Guided(run, run.sight, place, self._point(run, place), call, self.plan.audit, self.notes)
+        value = self._nest(run, place, call, guided)()
         if call.packing is not None:
             run.packings[call.form, component] = call.packing
         if not late:
             run.sight.made[-1].outputs = value.streams[: len(call.parts)]
-        if run.ledger is not None:
-            self._note(run, place, call, value)
+        if run.ledger is not None and guided is not None:
+            self._note(run, place, call, value, guided.names)
         return value
 
     def _point(self, run: Run[Loop], place: Place) -> Point:
         return place.point(run.memory.store.counts(place.address, place.step))
 
-    def _nest(self, run: Run[Loop], place: Place, call: ModelCall) -> Produce:
+    def _nest(self, run: Run[Loop], place: Place, call: ModelCall, guided: Guided | None) -> Produce:
         """The call's points, each around the next, where a policy decides: STEP around CFG around spans of blocks."""
         plan, loop = self.plan, run.memory
-        point = self._point(run, place)
+        point = self._point(run, place) if guided is None else guided.point
         leads = False
         produce: Produce = _whole(call)
         if plan.uses(Granularity.BLOCK) and not call.done:
             produce = self._spanned(loop, point, call)
-        if plan.uses(Granularity.CFG):
-            guided = Guided(run, run.sight, place, point, call, self.plan.audit, self.notes)
+        if guided is not None and plan.uses(Granularity.CFG):
             leads = guided.leads
             produce = guided.around(produce)
         if plan.uses(Granularity.STEP):
-            entering = Input(call.anchors, done=call.done)
+            entering = Input(call.anchors, done=call.done, measured=len(call.anchors))
             produce = visited(loop, point, entering, produce, call, audit=plan.audit)
         if not leads:
             return produce
@@ -220,14 +222,13 @@ class Calls:
 
         return run
 
-    def _note(self, run: Run[Loop], place: Place, call: ModelCall, value: Value) -> None:
+    def _note(self, run: Run[Loop], place: Place, call: ModelCall, value: Value, branches: Sequence[str]) -> None:
         """Write the call into the run's ledger: what the run goes on with beside what the model gives."""
         assert run.ledger is not None
         used = true = value.streams[0]
         if not (value.exact and value.dense):
             with walking(None):
                 true = call.plain()[0]
-        branches = Guided(run, run.sight, place, self._point(run, place), call, self.plan.audit, self.notes).names
         run.ledger.note(place.step, branches, latent=call.anchors[0], used=used, true=true)
 
     def _stepped(self, step: Stepped) -> None:

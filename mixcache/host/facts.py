@@ -45,17 +45,18 @@ def _explained(table: np.ndarray, eps: float) -> Fit:
     size = float(np.linalg.norm(target))
     if not np.isfinite(table).all() or not size > 0.0 or len(target) < ENOUGH * count:
         return Fit(values=(0.0,) * count, misfit=1.0, explained=False, unique=False)
+    found, terms, unique = _solved(target, matrix)
+    misfit = float(np.linalg.norm(matrix @ found - target)) / size
+    limit = ROUNDINGS * eps * max(1.0, terms / size)
+    return Fit(values=tuple(found.tolist()), misfit=misfit, explained=misfit <= min(limit, 0.2), unique=unique)
+
+
+def _solved(target: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    """x with matrix @ x = target by least squares; the size of the largest of its terms, in L2; whether there is but
+    one such x. Columns count by their direction, however large they are."""
     sizes = np.maximum(np.linalg.norm(matrix, axis=0), 1e-30)
     found, _, rank, _ = np.linalg.lstsq(matrix / sizes, target, rcond=1e-6)
-    misfit = float(np.linalg.norm(matrix / sizes @ found - target)) / size
-    terms = max(1.0, float(np.abs(found).max()) / size)
-    limit = ROUNDINGS * eps * terms
-    return Fit(
-        values=tuple((found / sizes).tolist()),
-        misfit=misfit,
-        explained=misfit <= min(limit, 0.2),
-        unique=int(rank) == count,
-    )
+    return found / sizes, float(np.abs(found).max()), int(rank) == matrix.shape[1]
 
 
 @frozen(kw_only=True)
@@ -161,16 +162,14 @@ def _most(wanted: Tensor, sample: Tensor, branches: Sequence[Tensor]) -> Combine
     count = len(columns)
     for _ in range(32):
         rows = numbers[draw.choice(len(numbers), size=min(count, len(numbers)), replace=False)]
-        found = np.linalg.lstsq(rows[:, 1:], rows[:, 0], rcond=1e-9)[0]
+        found = _solved(rows[:, 0], rows[:, 1:])[0]
         off = np.abs(numbers[:, 1:] @ found - numbers[:, 0])
         near = off <= 100 * limit * (np.abs(numbers[:, 1:]) @ np.abs(found))
         if near.sum() >= max(len(numbers) / 4, 16 * count):
-            target, matrix = numbers[near, 0], numbers[near, 1:]
-            found, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=1e-9)
-            off = np.linalg.norm(matrix @ found - target) / max(float(np.linalg.norm(target)), 1e-30)
-            if off <= limit * max(1.0, float(np.abs(found).max())) and int(rank) == count:
-                weights, mixed = tuple(found[:-1].tolist()), float(found[-1])
-                a = 0.0 if abs(mixed) <= 1e-4 * float(np.abs(found).max()) else mixed
+            one = _explained(numbers[near], 4 * eps_of(wanted, *columns))
+            if one.explained and one.unique:
+                weights, mixed = one.values[:-1], one.values[-1]
+                a = 0.0 if abs(mixed) <= 1e-4 * max(map(abs, one.values)) else mixed
                 sign = 1.0 if sum(weights) >= 0 else -1.0
                 return Combined(sample=a, weights=weights, sign=sign, conditional=conditional(weights))
     return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mixcache.core.streams import Streams
-from mixcache.host.latents import Part, Source, arguments_of, rows_of
+from mixcache.host.latents import Part, Source, arguments_of, columns_of
 from mixcache.host.outputs import NotCacheable, Packing, outputs_of, unpack
 
 
@@ -70,10 +70,16 @@ class ModelCall:
     def run(self) -> Any:
         """The whole forward, exactly as it was called; once."""
         if not self.done:
+            again = self._again()
             began = time.perf_counter()
             self.result = self.forward(*self.args, **self.kwargs)
             self.seconds, self.done = time.perf_counter() - began, True
+            self.args, self.kwargs = again
         return self.result
+
+    def _again(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments for another call."""
+        return tuple(map(_own, self.args)), {name: _own(value) for name, value in self.kwargs.items()}
 
     def compute(self) -> Streams:
         """The whole forward, as streams. Raises `NotCacheable`."""
@@ -101,7 +107,8 @@ class ModelCall:
     def plain(self) -> Streams:
         """The whole forward beside the call, once: what the model gives by itself."""
         if self.again is None:
-            self.again = unpack(self.forward(*self.args, **self.kwargs), self.model, self.parts)[0]
+            args, kwargs = self._again()
+            self.again = unpack(self.forward(*args, **kwargs), self.model, self.parts)[0]
         return self.again
 
     def see(self, sources: Sequence[Source], parts: Sequence[Part | None]) -> None:
@@ -140,11 +147,18 @@ class ModelCall:
 
 def may_hold(value: Any, shape: Sequence[int]) -> bool:
     """Whether an argument may hold a latent of this shape: it is no smaller, and has as many dimensions."""
-    tensor = rows_of(value)
-    if tensor is None or not tensor.is_floating_point() or tensor.dim() != len(shape):
-        return False
-    return sum(have != wanted for have, wanted in zip(tensor.shape, shape)) <= 1
+    return any(
+        tensor.is_floating_point()
+        and tensor.dim() == len(shape)
+        and sum(have != wanted for have, wanted in zip(tensor.shape, shape)) <= 1
+        for _, tensor in columns_of(value)
+    )
+
+
+def _own(value: Any) -> Any:
+    """Another list in the place of a list: some models take residuals out of the one that they are given."""
+    return list(value) if type(value) is list else value
 
 
 def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else [one.detach().clone() for one in value]
+    return tree_map(lambda one: one.detach().clone() if isinstance(one, Tensor) else one, value)

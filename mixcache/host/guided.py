@@ -114,7 +114,8 @@ class Guided:
         step, value = self.sight.leading or (-1, None)
         if value is None or step != self.place.step or value.streams[0].shape[0] != self.call.anchors[0].shape[0]:
             return produce
-        entering = Input(value.streams, exact=value.exact, done=self.call.done)
+        measured = len(self.call.anchors)  # not what stands beside the predictions
+        entering = Input(value.streams, exact=value.exact, done=self.call.done, measured=measured)
         address = self.run.memory.store.within(self.point.address, "cfg")
         here = evolve(self.point, granularity=Granularity.CFG, address=address, leads=self.place.ordinal == 1)
         return self._visited(here, entering, produce)
@@ -145,7 +146,8 @@ class Guided:
             entering.paid = 1 / count
             return call.compute_rows(cuts[towards.part], deep=sight.deep)
 
-        entering = Input(conditional, form_of(_rows(call.anchors, cuts[towards.part])), done=call.done)
+        form = form_of(_rows(call.anchors, cuts[towards.part]))
+        entering = Input(conditional, form, done=call.done, measured=len(call.anchors))
 
         def computed(i: int) -> Value:
             if not whole:

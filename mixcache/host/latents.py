@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 SAMPLED = 4096
@@ -40,7 +40,8 @@ class Source:
     """Where a model call holds the latent: in which argument, and as what part of it.
 
     part: the part of it, `None` for all. copies: how often the latent is repeated along the batch, once per guidance
-    branch. scale: what it was multiplied by. listed: whether the argument is a list with one tensor per sample.
+    branch. scale: what it was multiplied by. listed: whether the argument is a list with one tensor per sample. item:
+    which one of a sample's tensors it is, where each sample has a list of them, counted from the end (-1).
     """
 
     argument: str
@@ -48,10 +49,11 @@ class Source:
     copies: int = 1
     scale: float = 1.0
     listed: bool = False
+    item: int | None = None
 
     def of(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """The latent in a call's arguments, with its copies, a row per sample; `None` if it is not there."""
-        value = rows_of(arguments.get(self.argument))
+        value = dict(columns_of(arguments.get(self.argument))).get(self.item)
         if value is None or (self.part is not None and not self.part.fits(value)):
             return None
         return value if self.part is None else self.part.of(value)
@@ -67,22 +69,41 @@ def rows_of(value: Any) -> Tensor | None:
     return torch.stack(tuple(value))
 
 
+def columns_of(value: Any) -> Iterator[tuple[int | None, Tensor]]:
+    """The tensors with a row per sample that an argument holds, and which of a sample's list each is: a picture to go
+    by, then the latent."""
+    whole = rows_of(value)
+    if whole is not None:
+        yield None, whole
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(one, (list, tuple)) for one in value):
+        for item in range(-1, -1 - min(map(len, value)), -1):
+            rows = rows_of([one[item] for one in value])
+            if rows is not None:
+                yield item, rows
+
+
 def find_source(arguments: Mapping[str, Any], sample: Tensor) -> Source | None:
     """Where `sample`, which the solver steps from, is among the arguments of a call; `None` if it is nowhere."""
     found = []
     for name, value in arguments.items():
-        tensor = rows_of(value)
-        if tensor is None or not tensor.is_floating_point():
-            continue
-        for copies, part in places(tensor.shape, sample.shape):
-            held = tensor if part is None else part.of(tensor)
-            scale = _scale(held, sample, copies)
-            if scale is not None:
-                listed = not isinstance(value, Tensor)
-                found.append(Source(argument=name, part=part, copies=copies, scale=scale, listed=listed))
+        for item, tensor in columns_of(value):
+            source = _source(tensor, sample)
+            if source is not None:
+                found.append(evolve(source, argument=name, listed=not isinstance(value, Tensor), item=item))
                 break
     plain = [source for source in found if source.scale == 1.0] or found
     return plain[0] if plain else None
+
+
+def _source(tensor: Tensor, sample: Tensor) -> Source | None:
+    """How a tensor holds a sample, if it does."""
+    if not tensor.is_floating_point():
+        return None
+    for copies, part in places(tensor.shape, sample.shape):
+        scale = _scale(tensor if part is None else part.of(tensor), sample, copies)
+        if scale is not None:
+            return Source(argument="", part=part, copies=copies, scale=scale)
+    return None
 
 
 def places(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, Part | None]]:

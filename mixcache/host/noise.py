@@ -33,7 +33,7 @@ def read_schedule(noise_scheduler: Any, prediction: Prediction | None, begin: in
     prediction: overrides what the scheduler's configuration says the model returns. begin: the evaluation that the run
     begins with; by default where the noise scheduler begins.
     """
-    timesteps = noise_scheduler.timesteps
+    timesteps = _evaluated(noise_scheduler)
     kind = prediction or _prediction(noise_scheduler)
     tables = _tables(noise_scheduler)
     families = ("flow", "upward flow", "scaled flow") if kind == "flow" else ("variance", "scaled variance")
@@ -46,9 +46,18 @@ def read_schedule(noise_scheduler: Any, prediction: Prediction | None, begin: in
     return Schedule(timesteps, levels, begins or 0)
 
 
+def _evaluated(noise_scheduler: Any) -> Any:
+    """Its timesteps, without a last one that is only where the evaluation before it leads (SCM, on angles)."""
+    timesteps = noise_scheduler.timesteps
+    asked = getattr(noise_scheduler, "num_inference_steps", None)
+    ends = asked is not None and len(timesteps) == asked + 1 and not float(timesteps[-1])
+    return timesteps[:-1] if ends else timesteps
+
+
 def _tables(noise_scheduler: Any) -> dict[str, Pairs]:
     """What (alpha, sigma) of the model's input may be, by family: one pair per evaluation, and one for the end."""
-    count = len(noise_scheduler.timesteps)
+    timesteps = _evaluated(noise_scheduler)
+    count = len(timesteps)
     found: dict[str, Pairs] = {}
     sigmas = getattr(noise_scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) >= count:
@@ -63,7 +72,7 @@ def _tables(noise_scheduler: Any) -> dict[str, Pairs]:
             found["scaled variance"] = [(data / math.hypot(data, s), s / math.hypot(data, s)) for s in places]
     if hasattr(noise_scheduler, "alphas_cumprod"):
         table = torch.as_tensor(noise_scheduler.alphas_cumprod).tolist()
-        kept = np.interp(torch.as_tensor(noise_scheduler.timesteps).tolist(), np.arange(len(table)), table)
+        kept = np.interp(torch.as_tensor(timesteps).tolist(), np.arange(len(table)), table)
         found["variance"] = [(float(a**0.5), float((1 - a) ** 0.5)) for a in [*kept, 1.0]]
     return found
 

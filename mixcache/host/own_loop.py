@@ -159,12 +159,14 @@ class Run(Generic[M]):
             )
         if step != self.step_now:
             self.step_now, self._before, self._seen = step, self._seen, []
-        branch = call.branch or f"call{sum(component == call.component for component, _ in self._seen)}"
+        earlier = sum(component == call.component for component, _ in self._seen)
+        branch = call.branch or f"call{earlier}"
         place = Place(
             address=self._address(call.component, branch),
             step=step,
             num_steps=self.num_steps,
             ordinal=len(self._seen),
+            leads=earlier == 0,
             level=self.level(call.component, step, call.sigma),
         )
         self._seen.append((call.component, branch))

@@ -60,12 +60,14 @@ class Schedule:
 
 @frozen(kw_only=True)
 class Place:
-    """Where a call stands in its run; `ordinal` counts the calls of its step."""
+    """Where a call stands in its run; `ordinal` counts the calls of its step. leads: whether it is the first of its
+    model, which other branches of that model follow (Ideogram 4 has a model for each branch)."""
 
     address: Address
     step: int
     num_steps: int
     ordinal: int
+    leads: bool = True
     level: NoiseLevel | None = field(default=None)
 
     def point(self, counts: tuple[int | None, int | None, int]) -> Point:
@@ -76,7 +78,7 @@ class Place:
             step=self.step,
             num_steps=self.num_steps,
             address=self.address,
-            leads=self.ordinal == 0,
+            leads=self.leads,
             level=self.level,
             age=age,
             gap=gap,

@@ -295,6 +295,6 @@ class Requests(Generic[M]):
     def _audit(self, run: Run[M], noise_scheduler: Any) -> None:
         """Open the run's ledger, with the noise scheduler as it is before its first step."""
         if self._audited:
-            watched = run.schedule is not None
-            run.ledger = Ledger(solver=copy.deepcopy(noise_scheduler), num_steps=run.num_steps, watched=watched)
+            solver = copy.deepcopy(noise_scheduler)
+            run.ledger = Ledger(solver=solver, num_steps=run.num_steps, watched=run.schedule is not None)
             self.ledgers.append(run.ledger)

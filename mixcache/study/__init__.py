@@ -10,6 +10,10 @@
     table, summary = study.calibrate(study.Job(calibrator="magcache", model=model))
     study.save_calibration("magcache.json", table)
 
+    runs = [study.record(model, prompt) for prompt in model.tuning[:6]]  # one uncached run each, as numbers
+    masks = study.search(runs, evaluations=18, basis="noise", forecast="linear")  # priced without any further run
+    best = study.check(model, masks, model.tuning[:6])[0]  # and run for real
+
 Whoever brings a policy that reads a table brings a `Calibrator` with it: `Observing` fits the table to signals,
 `Probing` measures how much an error at each step does to the result. Importing this room is cheap: a name is loaded
 when it is first used.
@@ -25,33 +29,69 @@ if TYPE_CHECKING:
     from mixcache.study.calibration import Calibrator, Job, calibrate, find_calibrator
     from mixcache.study.influence import Probing
     from mixcache.study.observing import Observed, Observing
+    from mixcache.study.oracles import Best, Regret, budgets, regret
+    from mixcache.study.pricing import Pricing
+    from mixcache.study.recording import Recording
     from mixcache.study.replaying import replay
+    from mixcache.study.running import check, oracle, record
+    from mixcache.study.searching import Found, price, search
     from mixcache.study.tables import save_calibration
+    from mixcache.study.trying import Checked, Trial, rank_correlation
 
 _NAMES = {
+    "Best": "mixcache.study.oracles",
     "Calibrator": "mixcache.study.calibration",
+    "Checked": "mixcache.study.trying",
     "Fit": "mixcache.core.tables",
+    "Found": "mixcache.study.searching",
     "Job": "mixcache.study.calibration",
     "Observed": "mixcache.study.observing",
     "Observing": "mixcache.study.observing",
+    "Pricing": "mixcache.study.pricing",
     "Probing": "mixcache.study.influence",
+    "Recording": "mixcache.study.recording",
+    "Regret": "mixcache.study.oracles",
+    "Trial": "mixcache.study.trying",
+    "budgets": "mixcache.study.oracles",
     "calibrate": "mixcache.study.calibration",
+    "check": "mixcache.study.running",
     "find_calibrator": "mixcache.study.calibration",
+    "oracle": "mixcache.study.running",
+    "price": "mixcache.study.searching",
+    "rank_correlation": "mixcache.study.trying",
+    "record": "mixcache.study.running",
+    "regret": "mixcache.study.oracles",
     "replay": "mixcache.study.replaying",
     "save_calibration": "mixcache.study.tables",
+    "search": "mixcache.study.searching",
 }
 
 __all__ = [
+    "Best",
     "Calibrator",
+    "Checked",
     "Fit",
+    "Found",
     "Job",
     "Observed",
     "Observing",
+    "Pricing",
     "Probing",
+    "Recording",
+    "Regret",
+    "Trial",
+    "budgets",
     "calibrate",
+    "check",
     "find_calibrator",
+    "oracle",
+    "price",
+    "rank_correlation",
+    "record",
+    "regret",
     "replay",
     "save_calibration",
+    "search",
 ]
 
 

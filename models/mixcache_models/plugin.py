@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from mixcache import ModelAdapter, PipelineFolder, hookimpl
-from mixcache_models import cogvideox, flux, hunyuan_video, ltx_video, mochi, qwen_image, sd3, tiny_wan, wan
+from mixcache_models import (
+    cogvideox,
+    flux,
+    hunyuan_video,
+    ltx_video,
+    mochi,
+    qwen_image,
+    sd3,
+    tiny_wan,
+    wan,
+)
+from mixcache_models.tiny_wan.score import score as tiny_wan_score
 
 _ARCHITECTURES = (cogvideox, flux, hunyuan_video, ltx_video, mochi, qwen_image, sd3, wan)
 
@@ -21,5 +32,6 @@ TINY_WAN = PipelineFolder(
     defaults=dict(tiny_wan.CALL),
     tuning=tiny_wan.TUNING,
     held_out=tiny_wan.HELD_OUT,
+    score=tiny_wan_score,
     demo=("easycache:threshold=0.05", "static:every=3 @ basis=noise forecast=linear:abscissa=sigma"),
 )

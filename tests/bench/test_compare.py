@@ -22,6 +22,7 @@ from mixcache.bench import (
     Comparison,
     Generation,
     Model,
+    Summary,
     Watch,
     compare,
     comparing,
@@ -36,8 +37,8 @@ from mixcache.bench import (
     write_results,
 )
 from mixcache.bench.cases import converter
-from mixcache.bench.comparison import check_recipes
-from mixcache.bench.results import rows
+from mixcache.bench.comparison import check_variants
+from mixcache.bench.results import table
 from mixcache.core.report import Errors, GranularityReport, Report
 from mixcache.errors import ConfigurationError
 
@@ -53,7 +54,9 @@ def model(wan_folder: Path) -> Model:
 @pytest.fixture(scope="module")
 def comparison(model: Model) -> Comparison:
     arguments = model.arguments(num_inference_steps=4, num_frames=5, height=16, width=16)
-    return Comparison(model=model, arguments=arguments, prompts=PROMPTS, seeds=(0,), recipes=(STATIC, NEVER))
+    return Comparison(
+        model=model, arguments=arguments, prompts=PROMPTS, seeds=(0,), variants=(STATIC, NEVER), rival=False
+    )
 
 
 def opened(folder: Path, comparison: Comparison, restart: bool = False) -> CaseStore:
@@ -62,9 +65,20 @@ def opened(folder: Path, comparison: Comparison, restart: bool = False) -> CaseS
 
 @pytest.fixture(scope="module")
 def measured(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Case]]:
-    """A finished comparison; nobody changes it."""
+    """A finished comparison and its cached cases; nobody changes it."""
     folder = tmp_path_factory.mktemp("measured")
     return folder, compare(comparison, opened(folder, comparison))
+
+
+def cached(cases: list[Case]) -> list[Case]:
+    return [case for case in cases if case.report is not None]
+
+
+def found(comparison: Comparison, cases: list[Case]) -> list[Summary]:
+    """The summaries of the variants."""
+    uncached, *others = summarize(comparison, cases)
+    assert uncached.variant == "none"
+    return others
 
 
 class Calls:
@@ -125,18 +139,23 @@ def test_a_case_holds_what_an_independent_computation_finds(
         return pipeline(prompt=prompt, generator=generator, output_type=output_type, **comparison.arguments).frames
 
     for line in lines(folder):
+        if line["variant"] == "none":
+            assert (line["scores"], line["latents_error"], line["mask"]) == ({"psnr": "inf", "ssim": 1.0}, 0.0, "1111")
+            assert (line["evaluations"], line["evaluations_uncached"], line["report"]) == (8, 8, None)
+            continue
         a, x = clip(line["prompt"], "np")[0], clip(line["prompt"], "latent")
         with mixcache.enable(pipeline, line["variant"]) as session:
             b = clip(line["prompt"], "np")[0]
             report = session.report()
             y = clip(line["prompt"], "latent")
-        assert line["report"]["evaluations"] == report.evaluations
+        assert line["report"]["evaluations"] == line["evaluations"] == report.evaluations
+        assert line["report"]["evaluations_uncached"] == line["evaluations_uncached"] == 8
         assert line["report"]["peak_bytes"] == report.peak_bytes
         if line["variant"] == "static:every=1":
-            assert (line["psnr"], line["ssim"], line["latents_error"], line["mask"]) == ("inf", 1.0, 0.0, "1111")
+            assert (line["scores"], line["latents_error"], line["mask"]) == ({"psnr": "inf", "ssim": 1.0}, 0.0, "1111")
         else:
             mse = np.mean((a.astype(np.float64) - b) ** 2)
-            assert line["psnr"] == pytest.approx(10 * math.log10(1 / mse), abs=1e-4)
+            assert line["scores"]["psnr"] == pytest.approx(10 * math.log10(1 / mse), abs=1e-4)
             assert line["latents_error"] == pytest.approx(float((x - y).norm() / x.norm()), rel=1e-5)
             assert line["mask"] == "1101"
             assert line["report"]["evaluations"] == 6
@@ -144,14 +163,14 @@ def test_a_case_holds_what_an_independent_computation_finds(
 
 def test_summaries_are_over_the_cases(comparison: Comparison, measured: tuple[Path, list[Case]]) -> None:
     folder, cases = measured
-    static, never = summarize(comparison, cases)
+    static, never = found(comparison, cases)
     mine = [line for line in lines(folder) if line["variant"] == str(STATIC)]
     assert len(mine) == static.cases == 2
     assert static.speedup == statistics.median(line["uncached_seconds"][0] / line["cached_seconds"][0] for line in mine)
     assert static.ideal_speedup == pytest.approx(8 / 6)
-    assert static.psnr.mean == pytest.approx(np.mean([line["psnr"] for line in mine]))
-    assert static.psnr.worst == min(line["psnr"] for line in mine)
-    assert static.ssim.worst == min(line["ssim"] for line in mine)
+    assert static.psnr.mean == pytest.approx(np.mean([line["scores"]["psnr"] for line in mine]))
+    assert static.psnr.worst == min(line["scores"]["psnr"] for line in mine)
+    assert static.scores["ssim"].worst == min(line["scores"]["ssim"] for line in mine)
     assert static.latents_error is not None
     assert static.latents_error.worst == max(line["latents_error"] for line in mine)
     assert (never.ideal_speedup, never.psnr.mean, never.psnr.worst) == (1, math.inf, math.inf)
@@ -162,14 +181,18 @@ def test_results_are_written_for_people_and_for_programs(
 ) -> None:
     _, cases = measured
     summaries = summarize(comparison, cases)
+    _, static_row, never_row = summaries
     write_results(tmp_path, "mixcache compare --all", comparison, cases, summaries)
     text = (tmp_path / "results.md").read_text()
     assert text == markdown("mixcache compare --all", comparison, cases, summaries)
     assert text.splitlines()[0] == "`mixcache compare --all`"
     static = next(line for line in text.splitlines() if line.startswith(f"| {STATIC} |"))
-    assert f"| {summaries[0].speedup:.3f}x | 1.333x |" in static
+    assert f"| {static_row.speedup:.3f}x | 1.333x |" in static
     assert "| 6 of 8 |" in static
-    assert rows(summaries)[2][5] == "inf (inf)"
+    assert table(comparison, summaries)[3][5] == "inf (inf)"
+    mean, half = static_row.psnr.mean, (static_row.psnr.high - static_row.psnr.low) / 2
+    assert f"| {mean:.1f} ±{half:.1f} ({static_row.psnr.worst:.1f}) |" in static
+    assert never_row.psnr.low is None
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -179,21 +202,22 @@ def test_results_are_written_for_people_and_for_programs(
     assert everything["settings"]["call"] == dict(comparison.arguments)
     assert everything["prompts"] == list(PROMPTS)
     assert [converter.structure(case, Case) for case in everything["cases"]] == cases
-    assert everything["summaries"][1]["psnr"] == {"mean": "inf", "worst": "inf"}
+    assert everything["summaries"][2]["scores"]["psnr"] == {"mean": "inf", "low": None, "high": None, "worst": "inf"}
+    assert everything["summaries"][1]["scores"]["psnr"]["low"] == static_row.psnr.low
 
 
 def test_a_case_survives_json_whatever_its_numbers_are(measured: tuple[Path, list[Case]]) -> None:
     visit = GranularityReport(
         computed=1, reused=2, reasons={"why": 3}, predicted=Errors(count=1, total=math.inf, worst=math.inf, at="x")
     )
-    report = attrs.evolve(measured[1][0].report, visits={"step": visit}, notes=("a", "b"))
+    report = attrs.evolve(cached(measured[1])[0].report, visits={"step": visit}, notes=("a", "b"))
     for value in (math.inf, -math.inf, 0.1):
-        case = attrs.evolve(measured[1][0], psnr=value, latents_error=None, report=report)
+        case = attrs.evolve(measured[1][0], scores={"psnr": value}, latents_error=None, report=report)
         text = json.dumps(converter.unstructure(case), allow_nan=False)
         assert converter.structure(json.loads(text), Case) == case
-    lost = attrs.evolve(measured[1][0], ssim=math.nan, latents_error=math.nan)
+    lost = attrs.evolve(measured[1][0], scores={"ssim": math.nan}, latents_error=math.nan)
     again = converter.structure(json.loads(json.dumps(converter.unstructure(lost), allow_nan=False)), Case)
-    assert math.isnan(again.ssim)
+    assert math.isnan(again.scores["ssim"])
     assert again.latents_error is not None
     assert math.isnan(again.latents_error)
 
@@ -214,8 +238,8 @@ def test_repeats_are_alternating_pairs_and_their_median_counts(
     comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
 ) -> None:
     counted = calls()
-    comparison = attrs.evolve(comparison, repeats=3, prompts=PROMPTS[:1], recipes=(STATIC,))
-    (case,) = compare(comparison, opened(tmp_path, comparison))
+    comparison = attrs.evolve(comparison, repeats=3, prompts=PROMPTS[:1], variants=(STATIC,))
+    _, case = compare(comparison, opened(tmp_path, comparison))
     static = str(STATIC)
     assert counted.variants == ["warm-up", "none", static, static, "none", "none", static]
     assert len(case.uncached_seconds) == len(case.cached_seconds) == 3
@@ -227,7 +251,7 @@ def test_a_variant_that_does_not_fit_the_model_costs_no_run_of_the_others(
     comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
 ) -> None:
     made = calls()
-    unfit = attrs.evolve(comparison, recipes=(STATIC, Recipe.parse("dbcache:first_blocks=50")))
+    unfit = attrs.evolve(comparison, variants=(STATIC, Recipe.parse("dbcache:first_blocks=50")))
     with pytest.raises(ConfigurationError, match=r"^--policy 'dbcache:first_blocks=50': .*50"):
         compare(unfit, opened(tmp_path, unfit))
     assert made.variants == []
@@ -252,7 +276,7 @@ def test_the_watch_sees_every_call_and_step(comparison: Comparison, tmp_path: Pa
     )
     compare(comparison, opened(tmp_path, comparison), watch)
     assert planned == [(8, 4)]
-    assert seen == {"step": 32, "call": 8, "case": 4}
+    assert seen == {"step": 32, "call": 8, "case": 6}
 
 
 # interruptions and resuming
@@ -261,11 +285,11 @@ def test_the_watch_sees_every_call_and_step(comparison: Comparison, tmp_path: Pa
 def test_an_interrupted_comparison_goes_on_where_it_stopped(
     comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls], measured: tuple[Path, list[Case]]
 ) -> None:
-    calls(stop_at=7)  # the warm-up, two whole cases, and the second run of the third
-    with pytest.raises(KeyboardInterrupt, match=r"2 of 4 cases are kept in .*the same command goes on"):
+    calls(stop_at=7)  # the warm-up, the first prompt's three cases, and the second run of the fourth
+    with pytest.raises(KeyboardInterrupt, match=r"3 of 6 cases are kept in .*the same command goes on"):
         compare(comparison, opened(tmp_path, comparison))
     kept = (tmp_path / "cases.jsonl").read_text()
-    assert len(kept.splitlines()) == 2
+    assert len(kept.splitlines()) == 3
     counted = calls()
     cases = compare(comparison, opened(tmp_path, comparison))
     assert (tmp_path / "cases.jsonl").read_text().startswith(kept)
@@ -273,7 +297,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(
 
     def untimed(case: Case) -> dict[str, Any]:
         fields = attrs.asdict(attrs.evolve(case, uncached_seconds=(), cached_seconds=()))
-        return {**fields, "report": {**fields["report"], "compute_seconds": None}}
+        return {**fields, "report": fields["report"] and {**fields["report"], "compute_seconds": None}}
 
     assert [untimed(case) for case in cases] == [untimed(case) for case in measured[1]]
     again = calls()
@@ -288,10 +312,14 @@ def test_a_torn_last_line_is_measured_again(
     file = tmp_path / "cases.jsonl"
     file.write_bytes(file.read_bytes()[:-30])
     counted = calls()
+    assert compare(comparison, opened(tmp_path, comparison)) == before
+    assert counted.variants == ["warm-up"]  # it was the uncached run's, whose frames are kept
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2])[:-30])
+    counted = calls()
     after = compare(comparison, opened(tmp_path, comparison))
-    assert counted.variants == ["warm-up", "none", "static:every=1"]
+    assert counted.variants == ["warm-up", str(STATIC), "none", "none", "static:every=1"]
     assert after[:3] == before[:3]
-    assert [line["variant"] for line in lines(tmp_path)] == [case.variant for case in before]
+    assert [line["variant"] for line in lines(tmp_path)] == [str(STATIC), "static:every=1", "none"] * 2
 
 
 def test_a_line_that_is_no_case_is_an_error_with_a_remedy(comparison: Comparison, tmp_path: Path) -> None:
@@ -308,7 +336,7 @@ def test_other_settings_are_refused_by_name_and_restart_begins_anew(
     other = attrs.evolve(comparison, arguments={**comparison.arguments, "num_inference_steps": 5}, repeats=2)
     with pytest.raises(ConfigurationError, match=r"num_inference_steps was 4, is 5.*repeats was 1, is 2.*--restart"):
         opened(tmp_path, other)
-    assert len(lines(tmp_path)) == 4
+    assert len(lines(tmp_path)) == 6
     weights = attrs.evolve(comparison, model=attrs.evolve(comparison.model, fingerprint="0123"))
     with pytest.raises(ConfigurationError, match=r"model was \w+, is 0123"):
         opened(tmp_path, weights)
@@ -321,11 +349,11 @@ def test_other_settings_are_refused_by_name_and_restart_begins_anew(
 def test_another_policy_joins_the_same_folder(
     comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]
 ) -> None:
-    compare(attrs.evolve(comparison, recipes=(STATIC,)), opened(tmp_path, comparison))
+    compare(attrs.evolve(comparison, variants=(STATIC,)), opened(tmp_path, comparison))
     counted = calls()
     cases = compare(comparison, opened(tmp_path, comparison))
     assert sorted(counted.variants) == ["none"] * 2 + ["static:every=1"] * 2 + ["warm-up"]
-    assert [case.variant for case in cases] == [str(STATIC), "static:every=1"] * 2
+    assert [case.variant for case in cases] == ["none", str(STATIC), "static:every=1"] * 2
 
 
 def test_a_lost_clip_is_made_again(comparison: Comparison, tmp_path: Path, calls: Callable[..., Calls]) -> None:
@@ -363,25 +391,25 @@ def test_only_the_first_clips_are_kept(comparison: Comparison, measured: tuple[P
 )
 def test_recipes_that_cannot_be_compared(comparison: Comparison, specs: list[Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        check_recipes(specs)
+        check_variants(specs)
     with pytest.raises(ConfigurationError, match=says):
-        attrs.evolve(comparison, recipes=specs)
+        attrs.evolve(comparison, variants=specs)
 
 
 def test_a_comparison_takes_text_and_the_models_own_prompts_and_arguments(model: Model, tmp_path: Path) -> None:
     """The Python API in as few words as it needs; a folder will do for the store."""
     arguments = model.arguments(num_inference_steps=3, num_frames=5, height=16, width=16)
     own = attrs.evolve(model, held_out=tuple(f"prompt {i}" for i in range(9)), defaults=arguments)
-    comparison = Comparison(model=own, recipes=["static:every=2"])
+    comparison = Comparison(model=own, variants=["static:every=2"], rival=False)
     assert comparison.prompts == own.held_out[:8]
     assert comparison.seeds == (0,)
     assert comparison.arguments == arguments
     comparison = attrs.evolve(comparison, prompts=PROMPTS[:1])
-    (case,) = compare(comparison, tmp_path)
-    assert case.key == (PROMPTS[0], 0, str(STATIC))
-    assert compare(comparison, str(tmp_path)) == [case]
+    cases = compare(comparison, tmp_path)
+    assert [case.key for case in cases] == [(PROMPTS[0], 0, "none"), (PROMPTS[0], 0, str(STATIC))]
+    assert compare(comparison, str(tmp_path)) == cases
     with pytest.raises(ConfigurationError, match="comes with no prompts; give --prompts"):
-        Comparison(model=model, recipes=["static"])
+        Comparison(model=model, variants=["static"])
 
 
 def test_a_report_without_evaluations_divides_nothing() -> None:
@@ -400,17 +428,19 @@ def test_a_report_without_evaluations_divides_nothing() -> None:
 
 def test_an_audited_comparison_keeps_the_ledger_and_draws_it(comparison: Comparison, tmp_path: Path) -> None:
     easy = Recipe.parse("easycache:threshold=9,first_steps=2")
-    audited = attrs.evolve(comparison, recipes=(easy, STATIC), prompts=PROMPTS[:1], audit=True)
+    audited = attrs.evolve(comparison, variants=(easy, STATIC), prompts=PROMPTS[:1], audit=True)
     cases = compare(audited, opened(tmp_path, audited))
-    for case, mask in zip(cases, (case.mask for case in cases)):
+    own = cached(cases)
+    assert len(own) == 2
+    for case in own:
         assert case.audit is not None
         steps = {reuse.step for reuse in case.audit.reuses}
-        assert steps == {step for step, made in enumerate(mask) if made == "0"} != set()
+        assert steps == {step for step, made in enumerate(case.mask) if made == "0"} != set()
         assert all(reuse.true > 0 for reuse in case.audit.reuses)
         assert case.audit.kind == "estimate"
         assert case.audit.bound >= case.latents_error
-    assert any(reuse.predicted for reuse in cases[0].audit.reuses)
-    assert list(opened(tmp_path, audited).cases.values()) == cases
+    assert any(reuse.predicted for reuse in own[0].audit.reuses)
+    assert list(opened(tmp_path, audited).cases.values()) == [*own, cases[0]]
     summaries = summarize(audited, cases)
     text = markdown("mixcache compare --audit", audited, cases, summaries)
     assert "| audited | reuses | predicted error, mean | true error, mean |" in text

@@ -17,8 +17,9 @@ from PIL import Image
 
 from mixcache.bench import Case, CaseStore, Comparison, Spread, Summary, compare, load, media, summarize, write_gallery
 from mixcache.bench.extras import LIBRARIES, check_extras, extra
-from mixcache.bench.gallery import Strip, contact_sheet, speed_quality
+from mixcache.bench.gallery import Strip, contact_sheet
 from mixcache.bench.media import Clips, as_uint8, check_output, find_target, slug, write_clip
+from mixcache.bench.plots import speed_quality
 from mixcache.errors import ConfigurationError
 from tests.zoo.clips import read_clip
 
@@ -34,14 +35,17 @@ def summary(variant: str, speedup: float, psnr: float) -> Summary:
         variant=variant,
         cases=1,
         speedup=speedup,
+        speedup_interval=None,
         ideal_speedup=speedup,
         seconds=1.0,
         uncached_seconds=speedup,
-        evaluations=10.0,
+        evaluations=Spread(mean=10.0, worst=10.0),
         evaluations_uncached=10 * speedup,
-        psnr=Spread(mean=psnr, worst=psnr - 3),
-        ssim=Spread(mean=0.9, worst=0.8),
+        scores={"psnr": Spread(mean=psnr, worst=psnr - 3)},
+        above_fewer_steps=None,
         latents_error=None,
+        truth_psnr=None,
+        truth_error=None,
         cache_bytes=10,
     )
 
@@ -162,7 +166,7 @@ def gallery(wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         arguments=model.arguments(num_inference_steps=4, num_frames=5, height=16, width=16),
         prompts=(HOSTILE, "a blue square moving up"),
         seeds=(0,),
-        recipes=("static:every=2", "cfg:every=2"),
+        variants=("static:every=2", "cfg:every=2"),
         pictured=2,
     )
     folder = tmp_path_factory.mktemp("gallery")
@@ -179,10 +183,11 @@ def test_the_page_is_one_file_that_holds_everything(gallery: tuple[Path, Compari
     assert "mixcache compare &lt;all&gt;" in text
     assert "<script>" not in text
     for item in summarize(comparison, cases):
-        assert f"<td>{item.speedup:.3f}x</td>" in text
+        assert f"<td>{item.ideal_speedup:.3f}x</td>" in text
+        assert item.speedup is None or f"<td>{item.speedup:.3f}x</td>" in text
     for case in cases:
-        assert f'title="{case.mask}"' in text
-    assert text.count("mixcache report") == len(cases)
+        assert f'title="{case.mask}"' in text or case.report is None
+    assert text.count("mixcache report") == sum(case.report is not None for case in cases) == 4
 
 
 def test_the_pages_clips_are_the_ones_that_were_made(
@@ -203,7 +208,7 @@ def test_a_variant_that_was_not_kept_leaves_no_hole(
     gallery: tuple[Path, Comparison, list[Case]], tmp_path: Path
 ) -> None:
     _, comparison, cases = gallery
-    one = attrs.evolve(comparison, recipes=comparison.recipes[:1])
+    one = attrs.evolve(comparison, variants=comparison.variants[:1])
     mine = [case for case in cases if case.variant == one.labels[0]]
     store = CaseStore(tmp_path)
     store.clips.save(HOSTILE, 0, "none", np.zeros((5, 16, 16, 3), np.float32))

@@ -91,14 +91,18 @@ def test_compare_prints_the_table_and_writes_results_and_pictures(
     result = run(*words)
     assert result.exit_code == 0, result.stderr
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    pictures = {"contact_sheet.png", "speed_quality.png", "index.html", "clips"}
+    pictures = {"contact_sheet.png", "speed_quality.png", "index.html", "clips", "references"}
     assert files == {"cases.jsonl", "settings.json", "results.md", "results.json", *pictures}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     labels = [variant["label"] for variant in results["variants"]]
     assert labels == ["static @ forecast=linear", "static @ basis=noise forecast=linear"]
-    assert len(results["cases"]) == 4
-    for item in results["summaries"]:
+    rows = [item["variant"] for item in results["summaries"]]
+    assert rows == ["none", *labels, "steps=3"]  # three of four steps are computed
+    assert len(results["cases"]) == 2 * len(rows)
+    for item in results["summaries"][1:3]:
         assert f"{item['speedup']:.3f}x" in result.stdout
+        assert item["above_fewer_steps"] is not None
+    assert "above fewer" in result.stdout
     first = (tmp_path / "out" / "results.md").read_text().splitlines()[0].strip("`")
     assert shlex.split(first)[0] == "mixcache"
     again = run(*shlex.split(first)[1:])  # the command it prints is the command that was run
@@ -116,6 +120,27 @@ def test_compare_says_which_policy_reused_nothing_and_why(
     assert len(told) == 1
     assert told[0].startswith("easycache reused nothing: ")
     assert "first 10 steps" in told[0]
+
+
+def test_compare_without_timing_beside_fewer_steps_and_many(
+    wan_folder: Path, small: list[str], tmp_path: Path, prompts: Path
+) -> None:
+    words = ["compare", "--policy", STATIC, "--policy", "steps=3", "--quality-only", "--no-rival", "--truth", 8]
+    words += ["--out", tmp_path / "out", "--model", wan_folder, "--prompts", prompts, "--limit", 1, "--seeds", 1]
+    result = run(*words, *small)
+    assert result.exit_code == 0, result.stderr
+    assert "not timed" in result.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["variant"] for row in results["summaries"]] == ["none", STATIC.removesuffix(":every=2"), "steps=3"]
+    assert all(row["speedup"] is None and row["truth_error"] for row in results["summaries"])
+    first, _, header = (tmp_path / "out" / "results.md").read_text().splitlines()[:3]
+    assert "--quality-only" in first
+    assert "--no-rival" in first
+    assert "| ideal speed-up |" in header
+    assert "| to 8 steps: latents (worst) |" in header
+    bad = run(*words[:4], "steps=4", *words[5:], *small)
+    assert (bad.exit_code, bad.stderr.count("\n")) == (2, 1)
+    assert "--policy 'steps=4': the uncached run has 4 steps; give fewer" in bad.stderr
 
 
 def test_compare_needs_prompts_of_a_model_without(wan_folder: Path, tmp_path: Path) -> None:
@@ -168,7 +193,7 @@ def test_a_comparison_that_is_interrupted_by_a_signal_goes_on(
     kept = cases.read_text()
     last = errors.strip().splitlines()[-1]
     assert last == (
-        f"mixcache: interrupted: {len(kept.splitlines())} of 80 cases are kept in {tmp_path / 'out'}; "
+        f"mixcache: interrupted: {len(kept.splitlines())} of 160 cases are kept in {tmp_path / 'out'}; "
         "the same command goes on from there."
     )
     index = words.index("--seeds") + 1

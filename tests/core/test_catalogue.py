@@ -230,6 +230,7 @@ OTHERS = [
     ("model", "MyTransformer", ModelAdapter(model="MyTransformer")),
     ("pipeline", "mine", PipelineFolder(name="mine", path=Path("/mine"))),
     ("calibrator", "guess", Guessing()),
+    ("metric", "brightness", mixcache.bench.Metric(name="brightness", measure=lambda frames, *_: frames.mean())),
 ]
 
 
@@ -271,6 +272,7 @@ def test_a_rule_needs_a_name() -> None:
         ("mixcache_side_inputs", [Signal(name="silence", measure=nothing)]),
         ("mixcache_models", [3]),
         ("mixcache_calibrators", [EasyCache()]),
+        ("mixcache_metrics", [lambda frames, reference, prompt: 0.0]),
         ("mixcache_rules", {"odd": "rule"}),
         ("mixcache_signals", "silence"),
         ("mixcache_bases", Middle),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attrs import frozen
@@ -24,6 +25,7 @@ from mixcache import (
     Point,
     Policy,
     Reading,
+    Recipe,
     RunInfo,
     Scene,
     SideInput,
@@ -31,6 +33,7 @@ from mixcache import (
     Streams,
     Tensors,
     Vote,
+    bench,
     catalogue,
     hookimpl,
     study,
@@ -109,6 +112,7 @@ class Counting(study.Calibrator):
 
 
 CALIBRATOR = Counting()
+METRIC = bench.Metric(name="brightness", measure=lambda frames, reference, prompt: frames.mean(), summary="mean level")
 
 
 class Plugin:
@@ -141,6 +145,14 @@ class Plugin:
     @hookimpl
     def mixcache_calibrators(self) -> list[Any]:
         return [CALIBRATOR]
+
+    @hookimpl
+    def mixcache_recipe(self) -> str:
+        return "static:every=7 @ basis=output"
+
+    @hookimpl
+    def mixcache_metrics(self) -> list[bench.Metric]:
+        return [METRIC]
 
     @hookimpl
     def mixcache_rules(self) -> dict[str, Any]:
@@ -250,6 +262,22 @@ def test_mixcache_side_inputs(plugin: Plugin) -> None:
 def test_mixcache_calibrators(plugin: Plugin) -> None:
     assert catalogue.calibrators()["counting"] is CALIBRATOR
     assert study.find_calibrator("counting") is CALIBRATOR
+
+
+def test_mixcache_metrics(plugin: Plugin, wan_folder: Path) -> None:
+    """A comparison measures what the plugin offers, of the uncached run and of every variant."""
+    assert catalogue.metrics()["brightness"] is METRIC
+    model = bench.load(str(wan_folder), device="cpu")
+    tiny = model.arguments(num_inference_steps=3, num_frames=5, height=16, width=16)
+    comparison = bench.Comparison(model=model, variants=["static"], prompts=["a cat"], arguments=tiny)
+    frames = np.full((1, 2, 2, 3), 0.25, np.float32)
+    assert comparison.metrics["brightness"](frames, frames, "a cat") == 0.25
+
+
+def test_mixcache_recipe(plugin: Plugin, tiny_wan_random: Tiny) -> None:
+    """The latest plugin's recipe is what `enable` takes where it is told nothing."""
+    with mixcache.enable(tiny_wan_random.pipe) as session:
+        assert session.recipe == Recipe.parse("static:every=7 @ basis=output")
 
 
 def test_mixcache_models(plugin: Plugin) -> None:

@@ -13,6 +13,7 @@ from attrs import define, frozen
 import mixcache
 from mixcache import Anchor, Beside, Point, Policy, Reading, Session, Signal, Streams, Tensors, Vote
 from mixcache.core import loop, store
+from tests.zoo.every import PIPELINES
 from tests.zoo.pipelines import Tiny
 
 
@@ -96,6 +97,17 @@ def test_spans_of_blocks_read_the_device_once_a_measured_visit(tiny_wan_random: 
     static, _ = extra_transfers(tiny_wan_random, "static:every=1,at=block", 9)
     measuring, session = extra_transfers(tiny_wan_random, "firstblock:threshold=0", 9)
     assert measuring - static == sum(any(v is not None for v in r.reading.values()) for r in session.records) == 16
+
+
+@pytest.mark.parametrize("policy", ["easycache:threshold=0,first_steps=0", "firstblock:threshold=0"])
+def test_several_streams_share_one_transfer(policy: str) -> None:
+    """Video and sound, each measured by itself."""
+    ltx2 = PIPELINES["LTX2Pipeline"]()
+    static, _ = extra_transfers(ltx2, "static:every=1" + ",at=block" * policy.startswith("first"), 6)
+    measuring, session = extra_transfers(ltx2, policy, 6)
+    measured = [r for r in session.records if any(v is not None for v in r.reading.values())]
+    assert measuring - static == len(measured) > 0
+    assert {len(r.streams) for r in measured} == ({2} if policy.startswith("easy") else {0})
 
 
 def smoothed(t: Tensors) -> torch.Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import mixcache
 from tests.helpers import reused_steps
+from tests.zoo.every import PIPELINES
 from tests.zoo.held import held, held_branch, noises, off, sigmas, spanned, traces, worked_out
 from tests.zoo.zorp import Duet, Forced, Guide, Heard, Pipe, Split, Tupled, Twice, Twins, Zorp, ddim, euler, plain
 
@@ -386,6 +387,63 @@ def test_two_outputs_with_a_noise_scheduler_each_are_both_held_right() -> None:
         assert max(off(z[i], z[i - 1]) for i in REUSED) < 1e-5
         assert min(off(z[i], z[i - 1]) for i in (1, 3, 5, 7)) > 1e-3
     assert not traces(pipe.drum)
+
+
+def test_the_sound_decides_where_it_changes_more() -> None:
+    """LTX-2: EasyCache's prediction for video and for sound, each worked out beside it; the larger one decides."""
+    tiny = PIPELINES["LTX2Pipeline"]()
+    seen: list[tuple[Tensor, ...]] = []
+
+    def note(model: Any, args: Any, kwargs: dict[str, Any], result: tuple[Tensor, Tensor]) -> None:
+        latents = kwargs["hidden_states"], kwargs["audio_hidden_states"]
+        seen.append(tuple(t.double().clone() for t in (*latents, *result)))
+
+    with mixcache.enable(tiny.pipe, "easycache:threshold=0,first_steps=2") as session:
+        handle = tiny.pipe.transformer.register_forward_hook(note, with_kwargs=True)
+        tiny.run()
+        handle.remove()
+    leading = [r for r in session.records if r.point.leads]
+    calls = seen[:: len(seen) // tiny.steps]  # the first call of each step, over both branches
+
+    def predicted(i: int, stream: int) -> float:
+        (x2, y2), (x1, y1), x0 = (*((calls[i - k][stream], calls[i - k][2 + stream]) for k in (2, 1)), calls[i][stream])
+        rows = range(x0.shape[0])
+        rates = [(y1[r] - y2[r]).abs().mean() / (x1[r] - x2[r]).abs().mean() for r in rows]
+        return max(float(rates[r] * (x0[r] - x1[r]).abs().mean() / y1[r].abs().mean()) for r in rows)
+
+    assert len(leading) == tiny.steps == len(calls)
+    for i in range(2, tiny.steps):
+        wanted = [predicted(i, 0), predicted(i, 1)]
+        assert [s.reading["predicted_change"] for s in leading[i].streams] == pytest.approx(wanted, rel=1e-4)
+        assert leading[i].reading["predicted_change"] == pytest.approx(max(wanted), rel=1e-4)
+    video, sound = predicted(2, 0), predicted(2, 1)
+    assert sound > 1.1 * video
+    for threshold, reused in (((video + sound) / 2, False), (1.01 * sound, True)):
+        with mixcache.enable(tiny.pipe, f"easycache:threshold={threshold},first_steps=2") as session:
+            tiny.run()
+        assert [r.outcome.reused for r in session.records if r.point.step == 2] == [reused] * 3
+        assert "step, stream 1 of 2: the worst" in str(session.report())
+
+
+def test_the_audit_tells_video_and_sound_apart() -> None:
+    """LTX-2: each error is that of its own output beside the model's; the worst is the visit's."""
+    tiny = PIPELINES["LTX2Pipeline"]()
+    seen: list[Any] = []
+    with mixcache.enable(tiny.pipe, "static:every=2,first_steps=1", audit=True) as session:
+        handle = tiny.pipe.transformer.register_forward_hook(lambda *call: seen.append(call), with_kwargs=True)
+        tiny.run()
+        handle.remove()
+    assert len(seen) == len(session.records)
+    checked = 0
+    for (model, args, kwargs, found), record in zip(seen, session.records):
+        if record.outcome.reused:
+            with torch.no_grad():
+                truth = model(*args, **kwargs)
+            ratios = [((a - b).abs().mean((1, 2)) / a.abs().mean((1, 2))).max() for a, b in zip(truth, found)]
+            assert [s.true_error for s in record.streams] == pytest.approx([float(one) for one in ratios], rel=1e-4)
+            assert record.outcome.true_error == max(s.true_error or 0.0 for s in record.streams)
+            checked += 1
+    assert checked >= 9
 
 
 def test_an_output_that_nothing_shows_is_refused() -> None:

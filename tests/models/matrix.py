@@ -41,11 +41,11 @@ COMMAND = "python -m tests.models.matrix > examples/guide/support.md"
 DEPENDS_ON = ("mixcache", "models", "policies", "tests/zoo", "tests/models/support.py", "tests/models/piped.py")
 
 COLUMNS = {
-    "exact": "A policy that never reuses changes no bit, and the evaluations were followed.",
+    "exact": "A policy that never reuses changes no bit; every call was followed, and the run is as long as told.",
     "step": "A reused step repeats a computed output, to the bit in basis `output`; the default basis reuses too.",
-    "default": "An adaptive policy (`easycache`) decides, all is finite; in an own loop computed steps are checked.",
+    "default": "An adaptive policy (`easycache`) decides; computed calls are the model's to the bit, others held ones.",
     "noise": "In basis `noise` the solver goes on with the noise that the last computed step implied.",
-    "cfg": "Guidance branches are reused, and calls are then not what the model gives; no branch is checked alone.",
+    "cfg": "Guidance branches stay as far from the conditional one as they were, and that one is what the model gives.",
     "block": "Spans of blocks: exact where nothing is reused, and a span is passed over.",
     "restored": "After enabling, running and disabling, nothing is left on model and noise scheduler.",
     "step, bfloat16": "As `step`, with the model in bfloat16; in a loop of one's own.",
@@ -132,7 +132,7 @@ Everything = dict[str, dict[str, Found]]
 
 def default(case: Case) -> Cell:
     """An adaptive policy in a loop of one's own: whatever it computes is what the model gives, and all is finite."""
-    session, latents, results = case.cached("easycache:threshold=0.5 + window:first_steps=2", form=False)
+    session, latents, results = case.cached(piped.DEFAULT, form=False)
     if refused := noted(session, case):
         return refused
     assert session.report().visits, "no step was visited"

@@ -14,6 +14,7 @@ import torch
 import mixcache
 from examples.train_tiny_wan import clips, networks, score
 from mixcache_models import tiny_wan
+from mixcache_models.tiny_wan import score as scores
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,12 +35,39 @@ def test_the_command_line_calls_it_likewise() -> None:
     folder = mixcache.catalogue.pipelines()["tiny_wan"]
     assert folder.defaults == tiny_wan.CALL
     assert (folder.path, folder.tuning, folder.held_out) == (tiny_wan.PIPELINE, tiny_wan.TUNING, tiny_wan.HELD_OUT)
+    assert folder.score is scores.score
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
     code = "import sys; from mixcache_models import tiny_wan; print({'torch', 'diffusers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
+
+
+# its score
+
+
+def test_a_drawn_clip_is_right_for_its_own_prompt_alone() -> None:
+    rng = np.random.default_rng(1)
+    for colour, shape, direction in clips.held_out_combinations()[::5]:
+        frames = clips.draw(clips.sample_spec(rng, [(colour, shape, direction)]))
+        told = scores.score(frames / np.float32(255), f"a {colour} {shape} moving {direction} slowly")
+        assert told == {**told, "right": 1.0, "colour": 1.0, "shape": 1.0, "direction": 1.0}
+        other = "up" if direction != "up" else "down"
+        told = scores.score(frames, f"a {colour} {shape} moving {other}")
+        assert told == {**told, "right": 0.0, "colour": 1.0, "shape": 1.0, "direction": 0.0}
+        assert scores.score(frames[::-1], f"a {colour} {shape} moving {direction}")["right"] == 0.0
+
+
+def test_other_sizes_and_noise_are_scored_and_other_prompts_refused() -> None:
+    spec = clips.sample_spec(np.random.default_rng(2), [("red", "cross", "left")])
+    wide = np.pad(clips.draw(spec), ((0, 0), (8, 8), (0, 32), (0, 0)), mode="edge")
+    assert scores.score(wide, "a red cross moving left")["right"] == 1.0
+    grey = np.full((17, 64, 64, 3), 0.5, np.float32)
+    assert scores.score(grey, "a red cross moving left")["right"] == 0.0
+    for prompt in ("a cat", "a red moving left", ""):
+        with pytest.raises(ValueError, match="name a colour, a shape and a direction"):
+            scores.score(wide, prompt)
 
 
 # the training code, which is no part of the package

@@ -15,6 +15,7 @@ from mixcache_policies import (
     AdaCache,
     BWCache,
     CFGInterval,
+    Chebyshev,
     DBCache,
     DeltaDiT,
     DiCache,
@@ -25,6 +26,8 @@ from mixcache_policies import (
     MagCache,
     MixCache,
     Schedule,
+    SeaCache,
+    SenCache,
     SpeCa,
     Static,
     TaylorSeer,
@@ -33,6 +36,8 @@ from mixcache_policies import (
 )
 
 RATIOS = {"cond": [1.0, 1.1, 1.02, 0.98, 1.0, 0.9], "uncond": [1.0, 0.8, 1.0, 1.0, 1.0, 1.01]}
+
+SENSITIVITY = {"sigma": [1.0, 0.5, 0.0], "x": [1.0, 2.0, 0.5], "t": [0.5, 1.0, 0.0], "output": [1.0, 1.0, 2.0]}
 
 EXAMPLES = max(50, settings.default.max_examples // 2)
 """Random runs for each law and policy: more of them in `make test-long`."""
@@ -61,6 +66,12 @@ CONFIGURATIONS = [
     MixCache(),
     MixCache(threshold=2.0, longest_run=2, first_steps=1, among="step/cfg"),
     MixCache(choice="paper", settle=5.0, threshold=1.0, influence={"step": [1.0, 2.0], "cfg": [0.5]}),
+    Chebyshev(evaluations=3),
+    Chebyshev(speedup=2.5, first_steps=2),
+    SeaCache(),
+    SeaCache(threshold=2.0, first_steps=0, last_steps=0, longest_run=3),
+    SenCache(sensitivity=SENSITIVITY),
+    SenCache(sensitivity=SENSITIVITY, threshold=5.0, early=1.0, first_steps=2, last_steps=0, longest_run=None),
     SpeCa(),
     SpeCa(threshold=5.0, decay=0.5, first_steps=0, last_steps=0, longest_run=None, order=2),
     Static(),

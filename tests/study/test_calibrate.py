@@ -216,11 +216,11 @@ def test_an_interruption_writes_nothing(
     [
         (
             ["easycache", "--out", "table.json"],
-            "policy easycache needs no table; those that can be calibrated: magcache, mixcache, teacache",
+            "policy easycache needs no table; those that can be calibrated: l2p, magcache, mixcache, sencache",
         ),
         (
             ["magcash", "--out", "table.json"],
-            "unknown calibrator 'magcash'; there are: magcache, mixcache, teacache. Did you mean 'magcache'?",
+            "there are: l2p, magcache, mixcache, sencache, teacache. Did you mean 'magcache'?",
         ),
         (["magcache", "--out", "table.txt"], "--out table.txt must name a .json file"),
         (["magcache", "--out", "table.json"], "comes with no prompts; give --prompts"),

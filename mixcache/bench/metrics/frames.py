@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from mixcache.bench.extras import extra
-from mixcache.bench.media import Frames
+from mixcache.core.hooks import hookimpl
+from mixcache.core.metrics import Frames, Metric
 
 _WINDOW = 7
 
@@ -38,3 +39,24 @@ def ssim(reference_FHWC: Frames, frames_FHWC: Frames) -> float:
 def relative_error(reference: torch.Tensor, latents: torch.Tensor) -> float:
     """|latents - reference| / |reference|, L2 over all elements, dimensionless."""
     return float((latents - reference).norm() / reference.norm())
+
+
+PSNR = Metric(
+    name="psnr",
+    measure=lambda frames, reference, _: psnr(reference, frames),
+    unit="dB",
+    digits=1,
+    summary="peak signal-to-noise ratio of the whole clip against the uncached one",
+)
+SSIM = Metric(
+    name="ssim",
+    measure=lambda frames, reference, _: ssim(reference, frames),
+    digits=4,
+    summary="structural similarity to the uncached clip, the mean over the frames",
+)
+
+
+@hookimpl
+def mixcache_metrics() -> list[Metric]:
+    """What every comparison measures."""
+    return [PSNR, SSIM]
