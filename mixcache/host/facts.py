@@ -155,6 +155,7 @@ def _most(wanted: Tensor, sample: Tensor, branches: Sequence[Tensor]) -> Combine
     columns = (*branches, sample)
     table = torch.stack([t.detach().flatten()[::every].to(wanted.device, torch.float64) for t in (wanted, *columns)])
     numbers = table.cpu().numpy().T
+    numbers = numbers[numbers[:, 0] != 0.0]  # what is set to zero says nothing of the weights
     if not np.isfinite(numbers).all():
         return None
     limit = ROUNDINGS * 4 * eps_of(wanted, *columns)
@@ -167,11 +168,12 @@ def _most(wanted: Tensor, sample: Tensor, branches: Sequence[Tensor]) -> Combine
         near = off <= 100 * limit * (np.abs(numbers[:, 1:]) @ np.abs(found))
         if near.sum() >= max(len(numbers) / 4, 16 * count):
             one = _explained(numbers[near], 4 * eps_of(wanted, *columns))
-            if one.explained and one.unique:
+            if one.explained:
                 weights, mixed = one.values[:-1], one.values[-1]
                 a = 0.0 if abs(mixed) <= 1e-4 * max(map(abs, one.values)) else mixed
                 sign = 1.0 if sum(weights) >= 0 else -1.0
-                return Combined(sample=a, weights=weights, sign=sign, conditional=conditional(weights))
+                towards = conditional(weights) if one.unique else None
+                return Combined(sample=a, weights=weights, sign=sign, conditional=towards, unique=one.unique)
     return None
 
 

@@ -97,3 +97,38 @@ def test_a_few_numbers_explain_nothing(count: int) -> None:
     for enough in (False, True):
         columns = [randn(4 * count - (not enough), seed=i) for i in range(count)]
         assert fit(torch.stack(columns).sum(0), columns).explained is enough
+
+
+@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("held", ["zero", "another"])
+def test_of_what_is_held_nothing_is_told(held: str, twins: bool) -> None:
+    """Some tokens are given, and nothing is predicted there: the rest tells how branches are combined; where two of
+    them are alike it tells the sum of their weights, and no conditional branch."""
+    cond, uncond, sample = (randn(1, 40, 12, seed=seed) for seed in range(3))
+    third = cond if twins else randn(1, 40, 12, seed=4)
+    wanted = 3.0 * cond - 1.5 * uncond - 0.5 * third
+    if held == "zero":
+        wanted[:, :28] = 0.0
+    else:
+        wanted[:, :8] = randn(1, 8, 12, seed=5)
+    found = combine(wanted, sample, [(torch.cat([cond, uncond]),), (third,)], None)
+    assert found is not None
+    assert found.weights is not None
+    assert found.sample == 0.0
+    assert sum(found.weights) == pytest.approx(1.0, abs=1e-4)
+    assert found.weights[1] == pytest.approx(-1.5, abs=1e-4)
+    assert (found.conditional, found.unique) == ((None, False) if twins else (0, True))
+
+
+@given(st.integers(0, 99), st.integers(0, 2), st.integers(1, 3))
+def test_a_latent_behind_pictures_in_a_list_for_every_sample_is_found(seed: int, pictures: int, samples: int) -> None:
+    """However many pictures each sample has: its latent is the last."""
+    sample = randn(samples, 3, 4, seed=seed)
+    given_to = [
+        [*(randn(3, 2, seed=seed + 7 * k + i) for k in range(pictures * (i % 2))), one] for i, one in enumerate(sample)
+    ]
+    found = find_source({"like": randn(samples, 3, 4, seed=seed + 1), "mimsy": given_to}, sample)
+    assert found == Source(argument="mimsy", listed=True, item=-1)
+    latent = found.of({"mimsy": given_to})
+    assert latent is not None
+    torch.testing.assert_close(latent, sample)
