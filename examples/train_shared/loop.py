@@ -1,4 +1,4 @@
-"""What both training stages share: checkpoints that survive an interruption, the rate schedule and the progress bar."""
+"""What all trainings share: checkpoints that survive an interruption, the rate schedule and the progress bar."""
 
 from __future__ import annotations
 

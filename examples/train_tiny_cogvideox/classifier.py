@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.train_tiny_cogvideox import clips, digits
+from mixcache_models.drawn import DIRECTIONS, masks
 from mixcache_models.tiny_cogvideox import score
 
 UNITS: Final = 64
@@ -26,12 +27,12 @@ def views(
 ) -> tuple[score.Planes, NDArray[np.int64]]:
     """Features ``[count x pictures, 256]`` of single frames that show ``pictures``, and the label of each."""
     result = []
-    every = [(digit, direction) for digit in score.DIGITS for direction in score.DIRECTIONS]
+    every = [(digit, direction) for digit in score.DIGITS for direction in DIRECTIONS]
     for picture in pictures:
         for _ in range(count):
             spec = dataclasses.replace(clips.sample_spec(rng, every), size=float(rng.uniform(19, 25)))
             frame = clips.draw(spec, int(rng.integers(clips.FRAMES)), 1, picture)
-            result.append(score.features(score.masks(score.as_levels(frame))[0]))
+            result.append(score.features(masks(score.as_levels(frame))[0]))
     return np.stack(result), np.repeat(labels, count)
 
 

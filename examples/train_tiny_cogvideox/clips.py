@@ -15,15 +15,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.train_shared.drawing import pick, tint
 from examples.train_tiny_cogvideox import digits
-from mixcache_models.tiny_cogvideox.score import BACKGROUNDS, COLOURS, DIGITS, DIRECTIONS, SPEEDS
+from mixcache_models.drawn import BACKGROUNDS, COLOURS, DIRECTIONS
+from mixcache_models.tiny_cogvideox.score import DIGITS, SPEEDS
 
 FRAMES: Final = 9
 HEIGHT: Final = 48
 WIDTH: Final = 48
 
 _SIZES: Final = (20.0, 24.0)  # pixels from edge to edge of a digit's 8 cells
-_COLOUR_JITTER: Final = 6.0  # levels, per channel
 _WANDER_ALONG: Final = 1.0  # pixels from the middle of the frame to the middle of the path, along it, at most
 _WANDER_ACROSS: Final = 6.0  # the same, across it
 
@@ -82,12 +83,6 @@ def draw(spec: ClipSpec, first: int = 0, count: int = FRAMES, picture: digits.Pl
     return frames
 
 
-def _pick(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -> tuple[str, float]:
-    """One word of ``ranges``, evenly, and a value evenly from its range."""
-    word = list(ranges)[int(rng.integers(len(ranges)))]
-    return word, float(rng.uniform(*ranges[word]))
-
-
 def _path(rng: np.random.Generator, direction: str, travel: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Random first and last centre, ``travel`` pixels apart along ``direction``.
 
@@ -107,10 +102,10 @@ def sample_spec(rng: np.random.Generator, pairs: list[Pair]) -> ClipSpec:
     digit, direction = pairs[int(rng.integers(len(pairs)))]
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
     choices = np.flatnonzero(digits.training_digits()[1] == DIGITS.index(digit))
-    speed, travel = _pick(rng, SPEEDS)
-    background, level = _pick(rng, BACKGROUNDS)
+    speed, travel = pick(rng, SPEEDS)
+    background, level = pick(rng, BACKGROUNDS)
     start_xy, end_xy = _path(rng, direction, travel)
-    red, green, blue = (base + float(rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER)) for base in COLOURS[colour])
+    rgb = tint(rng, colour)
     return ClipSpec(
         colour=colour,
         digit=digit,
@@ -121,7 +116,7 @@ def sample_spec(rng: np.random.Generator, pairs: list[Pair]) -> ClipSpec:
         size=float(rng.uniform(*_SIZES)),
         start_xy=start_xy,
         end_xy=end_xy,
-        rgb=(red, green, blue),
+        rgb=rgb,
         level=level,
     )
 

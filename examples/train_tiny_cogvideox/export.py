@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import torch
 from diffusers import CogVideoXPipeline
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 
 from examples.train_shared import loop
 from examples.train_tiny_cogvideox.networks import build_scheduler, build_tokenizer, build_vae
 from examples.train_tiny_cogvideox.train_transformer import TextToVelocity, scaling_factor
-from examples.train_tiny_wan.export import replace_folder
 
 
 def build_pipeline(folder: Path) -> CogVideoXPipeline:
@@ -32,15 +29,3 @@ def build_pipeline(folder: Path) -> CogVideoXPipeline:
         scheduler=build_scheduler(),
         transformer=model.transformer.eval(),
     )
-
-
-def export_pipeline(folder: Path) -> Path:
-    """Write ``folder``/pipeline from the checkpoints in ``folder``; returns its path."""
-    pipe = build_pipeline(folder)
-    for part in (pipe.text_encoder, pipe.vae, pipe.transformer):
-        torch.nn.Module.to(part, torch.float16)  # the parts' own ``to`` warns about layers that prefer float32
-    new = folder / "pipeline.new"
-    shutil.rmtree(new, ignore_errors=True)
-    pipe.save_pretrained(str(new), safe_serialization=True)
-    replace_folder(new, folder / "pipeline")
-    return folder / "pipeline"

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from examples.train_shared.words import SMALL_T5, word_tokenizer
 from examples.train_tiny_cogvideox import clips
 
 LATENT_CHANNELS: Final = 8
@@ -60,41 +60,13 @@ def build_transformer() -> CogVideoXTransformer3DModel:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the captions' words; like T5's, it ends each text with ``</s>`` and pads with 0."""
-    special = ["<pad>", "</s>", "<unk>"]
-    table = {word: index for index, word in enumerate(special + clips.vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", table["</s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=226,
-        padding_side="right",
-    )
+    """The tokenizer of the captions' words."""
+    return word_tokenizer(clips.vocabulary(), 226)
 
 
 def build_text_encoder() -> T5EncoderModel:
     """A T5 encoder of 2 layers, 64 wide; without dropout, as its captions are few and short."""
-    config = T5Config(
-        vocab_size=40,
-        d_model=TEXT_WIDTH,
-        d_kv=16,
-        d_ff=128,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        relative_attention_num_buckets=16,
-        relative_attention_max_distance=32,
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    config = T5Config(vocab_size=40, d_model=TEXT_WIDTH, feed_forward_proj="gated-gelu", **SMALL_T5)
     return T5EncoderModel(config)
 
 

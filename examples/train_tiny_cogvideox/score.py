@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.train_shared.pipelines import load_pipeline
 from examples.train_tiny_cogvideox import classifier
 from mixcache_models import tiny_cogvideox
 from mixcache_models.tiny_cogvideox.score import measure, score, wanted
@@ -29,16 +30,6 @@ class Scored:
     prompt: str
     seed: int
     frames: NDArray[np.float32]
-
-
-def load_pipeline(folder: Path) -> Any:
-    """The :class:`~diffusers.CogVideoXPipeline` at ``folder``, in float32 and without progress bars."""
-    import torch
-    from diffusers import CogVideoXPipeline
-
-    pipe = CogVideoXPipeline.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def make_clips(pipe: Any, prompts: Sequence[str], seeds: int, **changes: Any) -> list[Scored]:

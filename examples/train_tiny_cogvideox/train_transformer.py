@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from examples.train_shared import loop
-from examples.train_shared.muon import build_optimizers, take_step
+from examples.train_shared.autoencoding import encode_once
+from examples.train_shared.muon import build_optimizers
+from examples.train_shared.training import load_parts, train
+from examples.train_shared.words import padded_ids
 from examples.train_tiny_cogvideox import clips
 from examples.train_tiny_cogvideox.networks import (
     TEXT_TOKENS,
@@ -28,7 +31,6 @@ from examples.train_tiny_cogvideox.networks import (
     build_transformer,
 )
 from examples.train_tiny_cogvideox.train_vae import draw_batch_with_captions
-from examples.train_tiny_wan.train_wan import Average
 
 LATENT_STAGE: Final = 1
 TRANSFORMER_STAGE: Final = 2
@@ -96,33 +98,24 @@ class TextToVelocity(nn.Module):
 
 def token_ids(captions: list[str]) -> list[list[int]]:
     """Token ids of ``captions``, each padded with 0 to ``TEXT_TOKENS``."""
-    ids: list[list[int]] = build_tokenizer()(captions, padding="max_length", max_length=TEXT_TOKENS)["input_ids"]
-    return ids
+    return padded_ids(build_tokenizer(), captions, TEXT_TOKENS)
 
 
-@torch.no_grad()
 def encode_clips(vae: AutoencoderKLCogVideoX, folder: Path, seed: int, count: int) -> dict[str, Tensor]:
     """Draw and encode ``count`` training clips, once: their latents ``[count, 3, 8, 12, 12]`` and token ids.
 
     Latents are in half precision, frames before channels as the transformer reads them, and not scaled yet.
     """
-    path = folder / "latents.pt"
-    state = loop.load_checkpoint(path)
-    if state is not None and len(state["latents"]) == count:
-        return state
-    latents, ids = [], []
-    with loop.progress_bar("encoding clips", count) as bar:
-        for begin in range(0, count, ENCODE_BATCH):
-            rng = loop.batch_rng(seed, LATENT_STAGE, begin)
-            clip_BCTHW, captions = draw_batch_with_captions(rng, clips.training_pairs(), ENCODE_BATCH)
-            latents.append(vae.encode(clip_BCTHW).latent_dist.mode().transpose(1, 2).half())
-            ids.extend(token_ids(captions))
-            bar.advance(ENCODE_BATCH)
-            if begin % (100 * ENCODE_BATCH) == 0:
-                bar.tell("")
-    state = {"latents": torch.cat(latents)[:count].contiguous(), "ids": torch.tensor(ids)[:count]}
-    loop.save_checkpoint(path, state)
-    return state
+
+    def draw(begin: int) -> tuple[Tensor, list[str]]:
+        rng = loop.batch_rng(seed, LATENT_STAGE, begin)
+        return draw_batch_with_captions(rng, clips.training_pairs(), ENCODE_BATCH)
+
+    def encode(clip_BCTHW: Tensor) -> Tensor:
+        latent: Tensor = vae.encode(clip_BCTHW).latent_dist.mode()
+        return latent.transpose(1, 2).contiguous()
+
+    return encode_once(folder, count, ENCODE_BATCH, draw, encode, token_ids, "clips")
 
 
 def scaling_factor(latents: Tensor) -> float:
@@ -152,14 +145,6 @@ def velocity_loss(
     return F.mse_loss(velocity.float(), signal * noise - level * data)
 
 
-def _state(
-    model: TextToVelocity, ema: Average, optimizers: list[torch.optim.Optimizer], iteration: int
-) -> dict[str, Any]:
-    """All that a resumed run needs; batches depend on the iteration alone, so no random state is kept."""
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    return {"model": model.state_dict(), "ema": ema.weights, "optimizers": states, "iteration": iteration}
-
-
 def train_transformer(
     folder: Path,
     data: dict[str, Tensor],
@@ -175,35 +160,18 @@ def train_transformer(
     torch.manual_seed(seed)
     model = TextToVelocity()
     if start_from is not None:
-        for part in ("transformer", "text_encoder"):
-            module = getattr(model, part)
-            finished = type(module).from_pretrained(start_from, subfolder=part, torch_dtype=torch.float32)
-            module.load_state_dict(finished.state_dict())
+        load_parts(model, start_from, "transformer", "text_encoder")
     matrices = [p for p in model.transformer.transformer_blocks.parameters() if p.ndim == 2]
     optimizers = build_optimizers(matrices, model.parameters(), ADAMW_SHARE, loop.compute_dtype())
-    ema, first = Average(model), 0
-    path = folder / "transformer.pt"
-    state = loop.load_checkpoint(path)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        ema.weights, first = state["ema"], int(state["iteration"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
     latents = data["latents"].float() * scaling_factor(data["latents"])
     alphas = build_scheduler().alphas_cumprod.float()
     run: Any = torch.compile(model) if compiled else model
-    log = loop.LossLog()
-    with loop.progress_bar("transformer", iterations, first) as bar:
-        for iteration in range(first, iterations):
-            rng = loop.batch_rng(seed, TRANSFORMER_STAGE, iteration)
-            loss = velocity_loss(run, alphas, latents, data["ids"], rng)
-            take_step(model, optimizers, loss, loop.learning_rate(iteration, iterations, PEAK_RATE))
-            ema.update(model, iteration)
-            log.add(loss=loss.item())
-            bar.advance()
-            if (iteration + 1) % loop.LOG_EVERY == 0:
-                bar.tell(log.line())
-            if (iteration + 1) % loop.SAVE_EVERY == 0 or iteration + 1 == iterations:
-                loop.save_checkpoint(path, _state(model, ema, optimizers, iteration + 1))
-    model.load_state_dict(ema.weights)
-    return model.eval()
+
+    def loss_of(iteration: int) -> tuple[Tensor, dict[str, float]]:
+        rng = loop.batch_rng(seed, TRANSFORMER_STAGE, iteration)
+        loss = velocity_loss(run, alphas, latents, data["ids"], rng)
+        return loss, {"loss": loss.item()}
+
+    path = folder / "transformer.pt"
+    train(model, optimizers, loss_of, path, name="transformer", iterations=iterations, peak=PEAK_RATE, averaged=True)
+    return model

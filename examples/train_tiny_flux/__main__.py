@@ -10,13 +10,11 @@ here: nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Final
 
-import torch
-
-from examples.train_shared import loop
-from examples.train_tiny_flux.export import export_pipeline
+from examples.train_shared import command, loop
+from examples.train_shared.pipelines import write_pipeline
+from examples.train_tiny_flux.export import build_pipeline
 from examples.train_tiny_flux.latents import encode_pictures
 from examples.train_tiny_flux.networks import SHIFT, build_vae
 from examples.train_tiny_flux.reflow import make_pairs, train_student
@@ -28,11 +26,7 @@ STAGES: Final = ("vae", "teacher", "pairs", "student", "export")
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the tiny Flux pipeline on drawn pictures.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished pipeline")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="run one stage only")
-    parser.add_argument("--start-from", type=Path, help="a finished pipeline whose weights to go on from")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, pictures and noise")
+    parser = command.parser("Train the tiny Flux pipeline on drawn pictures.", STAGES)
     parser.add_argument("--vae-iterations", type=int, default=1000, help="length of the autoencoder's training")
     parser.add_argument("--iterations", type=int, default=3200, help="length of the teacher's training")
     parser.add_argument("--student-iterations", type=int, default=2000, help="length of the student's training")
@@ -40,19 +34,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=3072, help="noises that the teacher denoises for the student")
     parser.add_argument("--keep-all", action="store_true", help="keep pairs too whose picture is not as asked")
     parser.add_argument("--shift", type=float, default=SHIFT, help="the exported scheduler's shift")
-    parser.add_argument("--threads", type=int, default=2, help="processor threads")
-    parser.add_argument("--compile", action="store_true", help="compile the transformer's training step")
-    parser.add_argument("--bfloat16", action="store_true", help="faster where the processor multiplies bfloat16")
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the stages that the command line asks for."""
     options = parse_options()
-    torch.set_num_threads(options.threads)
-    loop.use_bfloat16(options.bfloat16)
     out, seed = options.out, options.seed
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = command.set_up(options, STAGES)
     if "vae" in stages:
         vae = train_vae(out, seed, options.vae_iterations, options.start_from)
         print(f"autoencoder: {reconstruction_psnr(vae, seed):.2f} dB on held-out pictures", flush=True)
@@ -68,9 +57,7 @@ def main() -> None:
     if "student" in stages:
         train_student(out, pairs, seed, options.student_iterations, options.start_from, compiled=options.compile)
     if "export" in stages:
-        folder = export_pipeline(out, options.shift)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(f"pipeline: {folder}, {size / 1e6:.2f} MB", flush=True)
+        write_pipeline(build_pipeline(out, options.shift), out)
 
 
 if __name__ == "__main__":

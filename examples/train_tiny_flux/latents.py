@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from examples.train_shared import loop
+from examples.train_shared.autoencoding import encode_once
 from examples.train_tiny_flux import pictures
 from examples.train_tiny_flux.networks import TOKENS_SIDE, build_vae, token_ids
 from examples.train_tiny_flux.train_vae import draw_batch
@@ -19,26 +20,17 @@ STAGE: Final = 1
 ENCODE_BATCH: Final = 32
 
 
-@torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, folder: Path, seed: int, count: int) -> dict[str, Tensor]:
     """Draw and encode ``count`` training pictures, once: their raw latents (half precision) and token ids."""
-    path = folder / "latents.pt"
-    state = loop.load_checkpoint(path)
-    if state is not None and len(state["latents"]) == count:
-        return state
-    latents, ids = [], []
-    with loop.progress_bar("encoding pictures", count) as bar:
-        for begin in range(0, count, ENCODE_BATCH):
-            rng = loop.batch_rng(seed, STAGE, begin)
-            image_BCHW, captions = draw_batch(rng, pictures.training_combinations(), ENCODE_BATCH)
-            latents.append(vae.encode(image_BCHW).latent_dist.mode().half())
-            ids.extend(token_ids(captions))
-            bar.advance(ENCODE_BATCH)
-            if begin % (100 * ENCODE_BATCH) == 0:
-                bar.tell("")
-    state = {"latents": torch.cat(latents)[:count], "ids": torch.tensor(ids)[:count]}
-    loop.save_checkpoint(path, state)
-    return state
+
+    def draw(begin: int) -> tuple[Tensor, list[str]]:
+        return draw_batch(loop.batch_rng(seed, STAGE, begin), pictures.training_combinations(), ENCODE_BATCH)
+
+    def encode(image_BCHW: Tensor) -> Tensor:
+        latent: Tensor = vae.encode(image_BCHW).latent_dist.mode()
+        return latent
+
+    return encode_once(folder, count, ENCODE_BATCH, draw, encode, token_ids, "pictures")
 
 
 def latent_statistics(latents_NCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from examples.train_shared.words import END, PAD, SMALL_T5, padded_ids, word_tokenizer
 from examples.train_tiny_flux import pictures
 
 LATENT_CHANNELS: Final = 4
@@ -19,8 +19,6 @@ TOKENS_SIDE: Final = 8  # packed latent, high and wide
 TEXT_TOKENS: Final = 16  # the longest caption's words, its end mark and some padding; ``max_sequence_length``
 TEXT_WIDTH: Final = 64
 VOCABULARY: Final = 40
-PAD: Final = 0
-END: Final = 1
 SHIFT: Final = 3.0
 
 
@@ -57,29 +55,13 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the captions' words; it ends each text with ``</s>`` (1) and pads with 0."""
-    special = ["<pad>", "</s>", "<unk>"]
-    table = {word: index for index, word in enumerate(special + pictures.vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", table["</s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=TEXT_TOKENS,
-        padding_side="right",
-    )
+    """The tokenizer of the captions' words."""
+    return word_tokenizer(pictures.vocabulary(), TEXT_TOKENS)
 
 
 def token_ids(captions: list[str]) -> list[list[int]]:
     """Token ids of ``captions``, each padded with 0 to ``TEXT_TOKENS``."""
-    ids: list[list[int]] = build_tokenizer()(captions, padding="max_length", max_length=TEXT_TOKENS)["input_ids"]
-    return ids
+    return padded_ids(build_tokenizer(), captions, TEXT_TOKENS)
 
 
 def build_clip() -> CLIPTextModel:
@@ -101,19 +83,7 @@ def build_clip() -> CLIPTextModel:
 
 def build_t5() -> T5EncoderModel:
     """A T5 encoder of 2 layers, 64 wide; without dropout, as its captions are few and short."""
-    config = T5Config(
-        vocab_size=VOCABULARY,
-        d_model=TEXT_WIDTH,
-        d_kv=16,
-        d_ff=128,
-        num_layers=2,
-        num_heads=4,
-        relative_attention_num_buckets=16,
-        relative_attention_max_distance=32,
-        dropout_rate=0.0,
-        pad_token_id=PAD,
-        eos_token_id=END,
-    )
+    config = T5Config(vocab_size=VOCABULARY, d_model=TEXT_WIDTH, **SMALL_T5)
     return T5EncoderModel(config)
 
 

@@ -1,6 +1,6 @@
 """Procedural pictures with captions: one coloured shape, or two of different colours, over a plain background.
 
-The shapes, colours and backgrounds are those of the clips (:mod:`examples.train_tiny_wan.clips`). A picture is
+The shapes, colours and backgrounds are those of :mod:`mixcache_models.drawn`. A picture is
 uint8 RGB of shape ``[64, 64, 3]`` and a pure function of a :class:`PictureSpec`, which in turn is a pure function
 of a seeded generator. What a caption does not say has one value (a shape is of medium size and in the middle),
 except for the background, which may be any.
@@ -17,9 +17,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.train_tiny_wan import clips
+from examples.train_shared.drawing import pick, tint
+from mixcache_models.drawn import BACKGROUNDS, COLOURS, SHAPES, coverage, half_extent
 
-SIDE: Final = clips.HEIGHT  # pixels, high and wide
+SIDE: Final = 64  # pixels, high and wide
 
 # Place -> centre in pixels. A shape of which no place is said is in the middle.
 PLACES: Final[dict[str, tuple[float, float]]] = {
@@ -31,12 +32,10 @@ PLACES: Final[dict[str, tuple[float, float]]] = {
 RELATIONS: Final = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
 OPPOSITE: Final = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 SIZES: Final[dict[str, tuple[float, float]]] = {"small": (7.0, 7.6), "": (9.6, 10.4), "large": (13.0, 14.0)}
-BACKGROUNDS: Final = clips.BACKGROUNDS
 
 _PAIRS: Final = 0.6  # part of the pictures that show two shapes
 _MIDDLE: Final = 0.2  # part of the pictures of one shape that have it in the middle
 _SHIFT: Final = 1.5  # pixels from a place's centre, each way, at most
-_COLOUR_JITTER: Final = 6.0  # levels, per channel
 _GRADIENT: Final = 8.0  # levels, from the middle of the background to its edge, at most
 _MARGIN: Final = 1.0  # pixels that stay free between a shape and the edge of the picture
 
@@ -46,7 +45,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: words for its caption, and its centre and radius in pixels (:func:`clips.signed_distance`)."""
+    """One shape: words for its caption, and its centre and radius in pixels."""
 
     colour: str
     shape: str
@@ -59,7 +58,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class PictureSpec:
-    """All there is to know about one picture. ``gradient_xy`` is as in :class:`clips.ClipSpec`."""
+    """All there is to know about one picture.
+
+    ``gradient_xy`` is the change of the background's level from the centre to the right and the lower edge.
+    """
 
     things: tuple[Thing, ...]
     background: str
@@ -72,15 +74,15 @@ def held_out_combinations() -> list[Combination]:
     places = list(PLACES)
     return [
         (colour, shape, places[(i + j) % len(places)])
-        for i, colour in enumerate(clips.COLOURS)
-        for j, shape in enumerate(clips.SHAPES)
+        for i, colour in enumerate(COLOURS)
+        for j, shape in enumerate(SHAPES)
     ]
 
 
 def training_combinations() -> list[Combination]:
     """The 72 combinations that training draws, in a fixed order."""
     held_out = set(held_out_combinations())
-    every = [(colour, shape, place) for colour in clips.COLOURS for shape in clips.SHAPES for place in PLACES]
+    every = [(colour, shape, place) for colour in COLOURS for shape in SHAPES for place in PLACES]
     return [combination for combination in every if combination not in held_out]
 
 
@@ -88,13 +90,13 @@ def _thing(rng: np.random.Generator, combination: Combination, size: str) -> Thi
     """A shape of ``combination`` with random numbers; it is moved into the picture where it would reach out of it."""
     colour, shape, place = combination
     radius = float(rng.uniform(*SIZES[size]))
-    half = clips.half_extent(shape, radius)
+    half = half_extent(shape, radius)
     centre = []
     for middle, extent in zip(PLACES.get(place, ((SIDE - 1) / 2,) * 2), half, strict=True):
         low = _MARGIN + extent
         centre.append(float(np.clip(middle + rng.uniform(-_SHIFT, _SHIFT), low, SIDE - 1 - low)))
-    red, green, blue = (base + float(rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER)) for base in clips.COLOURS[colour])
-    return Thing(colour, shape, place, size, radius, (centre[0], centre[1]), (red, green, blue))
+    rgb = tint(rng, colour)
+    return Thing(colour, shape, place, size, radius, (centre[0], centre[1]), rgb)
 
 
 def sample_spec(
@@ -112,8 +114,7 @@ def sample_spec(
     else:
         size = list(SIZES)[int(rng.integers(len(SIZES)))]
         things = (_thing(rng, (colour, shape, "" if rng.random() < middle else place), size),)
-    background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
-    level = float(rng.uniform(*BACKGROUNDS[background]))
+    background, level = pick(rng, BACKGROUNDS)
     gradient_xy = (float(rng.uniform(-_GRADIENT, _GRADIENT)), float(rng.uniform(-_GRADIENT, _GRADIENT)))
     return PictureSpec(things, background, level, gradient_xy)
 
@@ -125,7 +126,7 @@ def draw(spec: PictureSpec) -> Picture:
     level = np.float32(spec.level) + slope_x * (x / (SIDE - 1) * 2 - 1) + slope_y * (y / (SIDE - 1) * 2 - 1)
     image = np.repeat(level[..., None], 3, axis=-1)
     for thing in spec.things:
-        alpha = clips.coverage(thing.shape, thing.centre_xy, thing.radius)[..., None]
+        alpha = coverage(thing.shape, thing.centre_xy, thing.radius, SIDE, SIDE)[..., None]
         image = image * (1 - alpha) + np.asarray(thing.rgb, dtype=np.float32) * alpha
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
@@ -145,5 +146,5 @@ def caption(spec: PictureSpec, rng: np.random.Generator) -> str:
 
 def vocabulary() -> list[str]:
     """Every word a caption can hold, in a fixed order."""
-    words = ["a", "on", "background", "at", "the", "of", "above", "below", *clips.COLOURS, *clips.SHAPES, *PLACES]
+    words = ["a", "on", "background", "at", "the", "of", "above", "below", *COLOURS, *SHAPES, *PLACES]
     return words + [word for table in (SIZES, BACKGROUNDS) for word in table if word]

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.train_shared import loop
+from examples.train_shared.training import load_parts
 from examples.train_tiny_flux.latents import finished_vae, unpack
 from examples.train_tiny_flux.networks import SHIFT, build_tokenizer, token_ids
-from examples.train_tiny_flux.train_flux import TextToFlow, descend, load_parts, sample_scales
+from examples.train_tiny_flux.train_flux import PARTS, TextToFlow, descend, sample_scales
 from mixcache_models.tiny_flux.score import score
 
 PAIRS_STAGE: Final = 3
@@ -132,7 +133,7 @@ def train_student(
     model = TextToFlow()
     model.load_state_dict(loop.need_checkpoint(folder / "teacher.pt", "--stage teacher")["ema"])
     if start_from is not None:
-        load_parts(model, start_from)
+        load_parts(model, start_from, *PARTS)
     model.text_encoder.requires_grad_(False)
     model.text_encoder_2.requires_grad_(False)
 

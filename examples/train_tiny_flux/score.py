@@ -17,18 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from examples.train_shared.pipelines import load_pipeline
 from mixcache_models import tiny_flux
 from mixcache_models.tiny_flux.score import measure, score
-
-
-def load_pipeline(folder: Path) -> Any:
-    """The :class:`~diffusers.FluxPipeline` at ``folder``, in float32 and without progress bars."""
-    import torch
-    from diffusers import FluxPipeline
-
-    pipe = FluxPipeline.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def make_picture(pipe: Any, prompt: str, seed: int, steps: int, guidance: float) -> NDArray[np.float32]:

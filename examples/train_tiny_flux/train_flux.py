@@ -7,7 +7,6 @@ from its weights and learns what the embedded scale is to do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 from examples.train_shared import loop
-from examples.train_shared.muon import build_optimizers, take_step
+from examples.train_shared.flow import sample_sigmas
+from examples.train_shared.muon import build_optimizers
+from examples.train_shared.training import load_parts, train
 from examples.train_tiny_flux.latents import normalised, pack
 from examples.train_tiny_flux.networks import (
     TEXT_TOKENS,
@@ -30,7 +31,6 @@ from examples.train_tiny_flux.networks import (
     build_transformer,
     token_ids,
 )
-from examples.train_tiny_wan.train_wan import Average
 
 STAGE: Final = 2
 BATCH: Final = 16
@@ -47,7 +47,9 @@ SHARPNESS: Final = 1.4  # first gain of attention's queries and keys
 NEIGHBOURS: Final = ((1,), (9,), (3, 4), (2, 10))
 NEIGHBOUR_GAIN: Final = 3.0
 
-LossOfBatch = Callable[[nn.Module, int], Tensor]
+PARTS: Final = ("transformer", "text_encoder", "text_encoder_2")
+
+LossOfModel = Callable[[nn.Module, int], Tensor]
 
 
 @torch.no_grad()
@@ -100,13 +102,6 @@ class TextToFlow(nn.Module):
         return self.velocity(latent_BLC, sigma_B, self.embed(ids_BL), scale_B)
 
 
-def sample_sigmas(rng: np.random.Generator, size: int) -> Tensor:
-    """Noise levels ``[size]`` in 0 to 1: shifted logit-normal, one from each of ``size`` equally likely ranges."""
-    quantile = torch.from_numpy((rng.permutation(size) + rng.random(size)) / size).clamp(1e-4, 1 - 1e-4)
-    normal = math.sqrt(2) * torch.erfinv(2 * quantile - 1)
-    return torch.sigmoid(SIGMA_SPREAD * normal + math.log(SIGMA_SHIFT)).float()
-
-
 def sample_scales(rng: np.random.Generator, size: int) -> Tensor:
     """Guidance scales ``[size]``, evenly."""
     return torch.from_numpy(rng.uniform(*GUIDANCE, size=size)).float()
@@ -118,29 +113,15 @@ def flow_loss(model: nn.Module, data_NLC: Tensor, ids_NL: Tensor, rng: np.random
     data, ids_BL = data_NLC[pick], ids_NL[pick].clone()
     ids_BL[torch.from_numpy(rng.random(BATCH) < EMPTY_CAPTIONS)] = torch.tensor(token_ids([""]))
     noise = torch.from_numpy(rng.standard_normal(data.shape, dtype=np.float32))
-    sigma_B = sample_sigmas(rng, BATCH)
+    sigma_B = sample_sigmas(rng, BATCH, SIGMA_SHIFT, SIGMA_SPREAD)
     level = sigma_B.view(-1, 1, 1)
     with loop.autocast():
         velocity = model((1 - level) * data + level * noise, sigma_B, ids_BL, sample_scales(rng, BATCH))
     return F.mse_loss(velocity.float(), noise - data)
 
 
-def load_parts(model: TextToFlow, pipeline: Path) -> None:
-    """Give ``model`` the weights of the finished ``pipeline``."""
-    for part in ("transformer", "text_encoder", "text_encoder_2"):
-        module = getattr(model, part)
-        finished = type(module).from_pretrained(pipeline, subfolder=part, torch_dtype=torch.float32)
-        module.load_state_dict(finished.state_dict())
-
-
-def _state(model: TextToFlow, ema: Average, optimizers: list[torch.optim.Optimizer], iteration: int) -> dict[str, Any]:
-    """All that a resumed run needs; batches depend on the iteration alone, so no random state is kept."""
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    return {"model": model.state_dict(), "ema": ema.weights, "optimizers": states, "iteration": iteration}
-
-
 def descend(
-    model: TextToFlow, path: Path, loss_of: LossOfBatch, name: str, iterations: int, peak: float, compiled: bool
+    model: TextToFlow, path: Path, loss_of: LossOfModel, name: str, iterations: int, peak: float, compiled: bool
 ) -> None:
     """Train what of ``model`` has gradients for ``iterations``, or what of them is left; keep the state at ``path``.
 
@@ -149,29 +130,14 @@ def descend(
     """
     blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
     matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    ema, optimizers, first = Average(model), build_optimizers(matrices, trained, ADAMW_SHARE), 0
-    state = loop.load_checkpoint(path)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        ema.weights, first = state["ema"], int(state["iteration"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+    optimizers = build_optimizers(matrices, [p for p in model.parameters() if p.requires_grad], ADAMW_SHARE)
     run: Any = torch.compile(model) if compiled else model
-    log = loop.LossLog()
-    with loop.progress_bar(name, iterations, first) as bar:
-        for iteration in range(first, iterations):
-            loss = loss_of(run, iteration)
-            take_step(model, optimizers, loss, loop.learning_rate(iteration, iterations, peak))
-            ema.update(model, iteration)
-            log.add(loss=loss.item())
-            bar.advance()
-            if (iteration + 1) % loop.LOG_EVERY == 0:
-                bar.tell(log.line())
-            if (iteration + 1) % loop.SAVE_EVERY == 0 or iteration + 1 == iterations:
-                loop.save_checkpoint(path, _state(model, ema, optimizers, iteration + 1))
-    model.load_state_dict(ema.weights)
-    model.eval()
+
+    def told(iteration: int) -> tuple[Tensor, dict[str, float]]:
+        loss = loss_of(run, iteration)
+        return loss, {"loss": loss.item()}
+
+    train(model, optimizers, told, path, name=name, iterations=iterations, peak=peak, averaged=True)
 
 
 def train_teacher(
@@ -189,7 +155,7 @@ def train_teacher(
     torch.manual_seed(seed)
     model = TextToFlow()
     if start_from is not None:
-        load_parts(model, start_from)
+        load_parts(model, start_from, *PARTS)
     data_NLC = pack(normalised(data["latents"]))
 
     def loss_of(run: nn.Module, iteration: int) -> Tensor:

@@ -8,13 +8,11 @@ after an interruption goes on from the last one. Everything is drawn and seeded 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Final
 
-import torch
-
-from examples.train_shared import loop
-from examples.train_tiny_wan.export import export_pipeline
+from examples.train_shared import command, loop
+from examples.train_shared.pipelines import write_pipeline
+from examples.train_tiny_wan.export import build_pipeline
 from examples.train_tiny_wan.networks import FLOW_SHIFT, build_vae
 from examples.train_tiny_wan.train_vae import channels_last, reconstruction_psnr, train_vae
 from examples.train_tiny_wan.train_wan import encode_clips, latent_statistics, train_wan
@@ -24,27 +22,18 @@ STAGES: Final = ("vae", "wan", "export")
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the tiny Wan pipeline on drawn clips.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished pipeline")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="run one stage only")
-    parser.add_argument("--start-from", type=Path, help="a finished pipeline whose weights to go on from")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, clips and noise")
+    parser = command.parser("Train the tiny Wan pipeline on drawn clips.", STAGES)
     parser.add_argument("--vae-iterations", type=int, default=1250, help="length of the autoencoder's training")
     parser.add_argument("--iterations", type=int, default=4500, help="length of the transformer's training")
     parser.add_argument("--clips", type=int, default=8192, help="clips that the transformer learns from")
     parser.add_argument("--flow-shift", type=float, default=FLOW_SHIFT, help="the exported scheduler's shift")
-    parser.add_argument("--threads", type=int, default=2, help="processor threads")
-    parser.add_argument("--compile", action="store_true", help="compile the transformer's training step")
-    parser.add_argument("--bfloat16", action="store_true", help="faster where the processor multiplies bfloat16")
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the stages that the command line asks for."""
     options = parse_options()
-    torch.set_num_threads(options.threads)
-    loop.use_bfloat16(options.bfloat16)
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = command.set_up(options, STAGES)
     if "vae" in stages:
         vae = train_vae(options.out, options.seed, options.vae_iterations, options.start_from)
         print(f"autoencoder: {reconstruction_psnr(vae, options.seed):.2f} dB on held-out clips", flush=True)
@@ -57,9 +46,7 @@ def main() -> None:
         print(f"latents: mean {mean}, standard deviation {std}", flush=True)
         train_wan(options.out, data, options.seed, options.iterations, options.start_from, compiled=options.compile)
     if "export" in stages:
-        folder = export_pipeline(options.out, options.flow_shift)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(f"pipeline: {folder}, {size / 1e6:.2f} MB", flush=True)
+        write_pipeline(build_pipeline(options.out, options.flow_shift), options.out)
 
 
 if __name__ == "__main__":

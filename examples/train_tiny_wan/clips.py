@@ -16,30 +16,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mixcache_models.tiny_wan.score import (
-    COLOURS,
-    DIRECTIONS,
-    HEIGHT,
-    SHAPES,
-    WIDTH,
-    Combination,
-    coverage,
-    half_extent,
-    held_out_combinations,
-)
+from examples.train_shared.drawing import pick, tint
+from mixcache_models.drawn import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, coverage, half_extent
+from mixcache_models.tiny_wan.score import HEIGHT, WIDTH, Combination, held_out_combinations
 
 FRAMES: Final = 17
 
 # Word -> range of values. The ranges do not touch, so that a word decides what is seen.
 SIZES: Final[dict[str, tuple[float, float]]] = {"small": (8.0, 9.0), "": (10.0, 11.0), "large": (12.5, 13.5)}
 SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (14.0, 17.0), "": (20.0, 24.0), "quickly": (28.0, 32.0)}
-BACKGROUNDS: Final[dict[str, tuple[float, float]]] = {
-    "dark": (20.0, 45.0),
-    "grey": (110.0, 135.0),
-    "light": (200.0, 225.0),
-}
 
-_COLOUR_JITTER: Final = 6.0  # levels, per channel
 _GRADIENT: Final = 8.0  # levels, from the middle of the background to its edge, at most
 _WANDER: Final = 4.0  # pixels from the middle of the frame to the middle of the path, along it, at most
 _MARGIN: Final = 1.0  # pixels that stay free between the shape and the edge of the frame
@@ -89,16 +75,10 @@ def draw(spec: ClipSpec, first: int = 0, count: int = FRAMES) -> Frames:
         part = (first + index) / (FRAMES - 1)
         centre_x = spec.start_xy[0] + part * (spec.end_xy[0] - spec.start_xy[0])
         centre_y = spec.start_xy[1] + part * (spec.end_xy[1] - spec.start_xy[1])
-        alpha_HW1 = coverage(spec.shape, (centre_x, centre_y), spec.radius)[..., None]
+        alpha_HW1 = coverage(spec.shape, (centre_x, centre_y), spec.radius, HEIGHT, WIDTH)[..., None]
         image = background_HW1 * (1 - alpha_HW1) + rgb * alpha_HW1
         frames[index] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     return frames
-
-
-def _pick(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -> tuple[str, float]:
-    """One word of ``ranges``, evenly, and a value evenly from its range."""
-    word = list(ranges)[int(rng.integers(len(ranges)))]
-    return word, float(rng.uniform(*ranges[word]))
 
 
 def _path(
@@ -124,14 +104,14 @@ def _path(
 def sample_spec(rng: np.random.Generator, combinations: list[Combination]) -> ClipSpec:
     """A random clip of one of ``combinations``; all other properties are drawn evenly."""
     colour, shape, direction = combinations[int(rng.integers(len(combinations)))]
-    size, radius = _pick(rng, SIZES)
-    speed, travel = _pick(rng, SPEEDS)
-    background, level = _pick(rng, BACKGROUNDS)
+    size, radius = pick(rng, SIZES)
+    speed, travel = pick(rng, SPEEDS)
+    background, level = pick(rng, BACKGROUNDS)
     half = half_extent(shape, radius)
     room = (WIDTH if DIRECTIONS[direction][0] else HEIGHT) - 1 - 2 * _MARGIN
     travel = min(travel, room - 2 * (half[0] if DIRECTIONS[direction][0] else half[1]))
     start_xy, end_xy = _path(rng, direction, half, travel)
-    red, green, blue = (base + float(rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER)) for base in COLOURS[colour])
+    rgb = tint(rng, colour)
     gradient_xy = (float(rng.uniform(-_GRADIENT, _GRADIENT)), float(rng.uniform(-_GRADIENT, _GRADIENT)))
     return ClipSpec(
         colour,
@@ -143,7 +123,7 @@ def sample_spec(rng: np.random.Generator, combinations: list[Combination]) -> Cl
         radius,
         start_xy,
         end_xy,
-        (red, green, blue),
+        rgb,
         level,
         gradient_xy,
     )

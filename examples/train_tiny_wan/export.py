@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import torch
 from diffusers import WanPipeline
 
 from examples.train_shared import loop
@@ -30,25 +28,3 @@ def build_pipeline(folder: Path, flow_shift: float) -> WanPipeline:
         scheduler=build_scheduler(flow_shift),
         transformer=model.transformer.eval(),
     )
-
-
-def replace_folder(new: Path, place: Path) -> None:
-    """Put folder ``new`` at ``place``, so that a reader finds the old one or the new one and never half of either."""
-    old = place.with_name(place.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def export_pipeline(folder: Path, flow_shift: float) -> Path:
-    """Write ``folder``/pipeline from the checkpoints in ``folder``; returns its path."""
-    pipe = build_pipeline(folder, flow_shift)
-    for part in (pipe.text_encoder, pipe.vae, pipe.transformer):
-        torch.nn.Module.to(part, torch.float16)  # the parts' own ``to`` warns about layers that prefer float32
-    new = folder / "pipeline.new"
-    shutil.rmtree(new, ignore_errors=True)
-    pipe.save_pretrained(str(new), safe_serialization=True)
-    replace_folder(new, folder / "pipeline")
-    return folder / "pipeline"

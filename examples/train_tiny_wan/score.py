@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.train_shared.pipelines import load_pipeline
 from examples.train_tiny_wan import clips
 from mixcache_models import tiny_wan
 from mixcache_models.tiny_wan.score import HEIGHT, WIDTH, Measurement, measure, wanted
@@ -45,16 +46,6 @@ def summary(scores: Sequence[Score]) -> dict[str, float]:
         "all three %": float(right.prod(axis=1).mean() * 100),
         "overlap": float(np.mean([score.measured.overlap for score in scores])),
     }
-
-
-def load_pipeline(folder: Path) -> Any:
-    """The :class:`~diffusers.WanPipeline` at ``folder``, in float32 and without progress bars."""
-    import torch
-    from diffusers import WanPipeline
-
-    pipe = WanPipeline.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def make_clip(pipe: Any, prompt: str, seed: int, steps: int = 50, guidance: float = 4.0) -> NDArray[np.float32]:

@@ -8,13 +8,14 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
 from examples.train_shared import loop
-from examples.train_shared.muon import build_optimizers, take_step
+from examples.train_shared.autoencoding import Phases, autoencoded, divergence, phase, picture_loss, psnr, to_tensor
+from examples.train_shared.muon import build_optimizers
+from examples.train_shared.training import load_part, train
 from examples.train_tiny_wan import clips
 from examples.train_tiny_wan.networks import build_vae
 
@@ -22,18 +23,10 @@ STAGE: Final = 0
 PEAK_RATE: Final = 4e-3
 LATER_RATE: Final = 8e-4  # peak of a training that goes on from finished weights
 KL_WEIGHT: Final = 1e-3
-SQUARE_WEIGHT: Final = 2.0
-EDGE_WEIGHT: Final = 0.5
-COLOUR_WEIGHT: Final = 6.0  # extra weight of coloured pixels: they are few, and the error's median ignores the few
-SATURATED: Final = 0.2  # difference between a pixel's channels, of 2, from which it counts as coloured
-# (part of the training, frames, clips in a batch): first pictures, which cost little and teach all of space; then
+COLOUR_WEIGHT: Final = 6.0
+# First pictures, which cost little and teach all of space; then
 # the shortest clips, with one step through time; then whole clips.
-PHASES: Final = ((1 / 3, 1, 16), (1 / 3, 5, 6), (1 / 3, clips.FRAMES, 4))
-
-
-def to_tensor(frames: clips.Frames) -> Tensor:
-    """uint8 ``[T, H, W, 3]`` to float ``[3, T, H, W]`` in -1 to 1."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+PHASES: Final[Phases] = ((1 / 3, 1, 16), (1 / 3, 5, 6), (1 / 3, clips.FRAMES, 4))
 
 
 def draw_batch(rng: np.random.Generator, combinations: list[clips.Combination], size: int, frames: int) -> Tensor:
@@ -51,40 +44,12 @@ def draw_batch_with_captions(
     return torch.stack([to_tensor(clips.draw(spec)) for spec in specs]), [clips.caption(spec, rng) for spec in specs]
 
 
-def edge_error(again_BCTHW: Tensor, clip_BCTHW: Tensor) -> Tensor:
-    """Absolute error of the differences between neighbours in height, in width and in time, summed."""
-    axes = (3, 4, 2) if clip_BCTHW.shape[2] > 1 else (3, 4)
-    return torch.stack([F.l1_loss(again_BCTHW.diff(dim=i), clip_BCTHW.diff(dim=i)) for i in axes]).sum()
-
-
-def psnr(clip_BCTHW: Tensor, again_BCTHW: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of clips in -1 to 1."""
-    error = F.mse_loss(again_BCTHW.float(), clip_BCTHW).item()
-    return float(10 * np.log10(4.0 / max(error, 1e-12)))
-
-
 def vae_loss(vae: AutoencoderKLWan, clip_BCTHW: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
     """Absolute and squared error of pixels, the error of their edges, and a slight pull to a unit Gaussian."""
-    with loop.autocast():
-        posterior = vae.encode(clip_BCTHW).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        latent_BCTHW = posterior.mean.float() + posterior.std.float() * noise
-        again_BCTHW = vae.decode(latent_BCTHW).sample
-    again_BCTHW = again_BCTHW.float()
-    coloured = (clip_BCTHW.amax(1, keepdim=True) - clip_BCTHW.amin(1, keepdim=True)) > SATURATED
-    weight = 1 + COLOUR_WEIGHT * coloured.float()
-    error = again_BCTHW - clip_BCTHW
-    pixel = (weight * (error.abs() + SQUARE_WEIGHT * error.square())).mean()
-    edge = edge_error(again_BCTHW, clip_BCTHW)
-    mean, logvar = posterior.mean.float(), posterior.logvar.float()
-    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = pixel + EDGE_WEIGHT * edge + KL_WEIGHT * divergence
-    return loss, {
-        "pixel": pixel.item(),
-        "edge": edge.item(),
-        "kl": divergence.item(),
-        "dB": psnr(clip_BCTHW, again_BCTHW),
-    }
+    posterior, again_BCTHW = autoencoded(vae, clip_BCTHW, generator)
+    loss, told = picture_loss(again_BCTHW, clip_BCTHW, COLOUR_WEIGHT)
+    pull = divergence(posterior)
+    return loss + KL_WEIGHT * pull, {**told, "kl": pull.item()}
 
 
 def channels_last(vae: AutoencoderKLWan) -> None:
@@ -110,16 +75,6 @@ def start_as_pictures(vae: AutoencoderKLWan) -> None:
                 torch.nn.init.zeros_(module.bias)
 
 
-def phase(iteration: int, iterations: int) -> tuple[int, int]:
-    """Frames and clips in the batch of ``iteration``."""
-    end = 0.0
-    for part, frames, size in PHASES:
-        end += part * iterations
-        if iteration < end:
-            return frames, size
-    return PHASES[-1][1:]
-
-
 def train_vae(folder: Path, seed: int, iterations: int, start_from: Path | None = None) -> AutoencoderKLWan:
     """Train the autoencoder for ``iterations``, or what of them is left, and keep it in ``folder``/vae.pt.
 
@@ -130,40 +85,21 @@ def train_vae(folder: Path, seed: int, iterations: int, start_from: Path | None 
     if start_from is None:
         start_as_pictures(vae)
     else:
-        finished = AutoencoderKLWan.from_pretrained(start_from, subfolder="vae", torch_dtype=torch.float32)
-        vae.load_state_dict(finished.state_dict())
+        load_part(vae, start_from, "vae")
     channels_last(vae)
     optimizers = build_optimizers([p for p in vae.parameters() if p.ndim >= 4], vae.parameters())
-    path, first = folder / "vae.pt", 0
-    state = loop.load_checkpoint(path)
-    if state is not None:
-        vae.load_state_dict(state["vae"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first = int(state["iteration"])
-    combinations, log = clips.training_combinations(), loop.LossLog()
+    combinations = clips.training_combinations()
+
+    def loss_of(iteration: int) -> tuple[Tensor, dict[str, float]]:
+        rng = loop.batch_rng(seed, STAGE, iteration)
+        frames, size = PHASES[-1][1:] if start_from is not None else phase(PHASES, iteration, iterations)
+        clip_BCTHW = draw_batch(rng, combinations, size, frames)
+        return vae_loss(vae, clip_BCTHW, torch.Generator().manual_seed(int(rng.integers(2**31))))
+
     peak = PEAK_RATE if start_from is None else LATER_RATE
-
-    def save(done: int) -> None:
-        states = [optimizer.state_dict() for optimizer in optimizers]
-        loop.save_checkpoint(path, {"vae": vae.state_dict(), "optimizers": states, "iteration": done})
-
-    with loop.progress_bar("autoencoder", iterations, first) as bar:
-        for iteration in range(first, iterations):
-            rng = loop.batch_rng(seed, STAGE, iteration)
-            frames, size = PHASES[-1][1:] if start_from is not None else phase(iteration, iterations)
-            clip_BCTHW = draw_batch(rng, combinations, size, frames)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            loss, parts = vae_loss(vae, clip_BCTHW, generator)
-            take_step(vae, optimizers, loss, loop.learning_rate(iteration, iterations, peak))
-            log.add(**parts)
-            bar.advance()
-            if (iteration + 1) % loop.LOG_EVERY == 0:
-                bar.tell(log.line())
-            if (iteration + 1) % loop.SAVE_EVERY == 0:
-                save(iteration + 1)
-    save(max(first, iterations))  # of no iterations too: the next stage reads it
-    return vae.eval()
+    path = folder / "vae.pt"
+    train(vae, optimizers, loss_of, path, name="autoencoder", iterations=iterations, peak=peak, key="vae")
+    return vae
 
 
 @torch.no_grad()

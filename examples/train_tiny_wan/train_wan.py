@@ -7,7 +7,6 @@ the same result for a fraction of the work (:func:`short_text_error` measures ho
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +19,11 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from examples.train_shared import loop
-from examples.train_shared.muon import build_optimizers, take_step
+from examples.train_shared.autoencoding import encode_once
+from examples.train_shared.flow import sample_sigmas
+from examples.train_shared.muon import build_optimizers
+from examples.train_shared.training import load_parts, train
+from examples.train_shared.words import padded_ids
 from examples.train_tiny_wan import clips
 from examples.train_tiny_wan.networks import MAX_TEXT_TOKENS, build_text_encoder, build_tokenizer, build_transformer
 from examples.train_tiny_wan.train_vae import draw_batch_with_captions
@@ -33,7 +36,6 @@ TEXT_TOKENS: Final = 12  # the longest caption's words and its end mark
 EMPTY_CAPTIONS: Final = 0.12  # part of the captions that training blanks, for guidance
 PEAK_RATE: Final = 3e-3
 ADAMW_SHARE: Final = 0.5  # AdamW's part of the rate, for all but the blocks' matrices
-EMA_DECAY: Final = 0.997
 SIGMA_SHIFT: Final = 6.0  # moves the sampled noise levels up: what the words decide is decided above 0.95
 SIGMA_SPREAD: Final = 1.7
 TEXT_GAIN: Final = 1.6  # first gain of cross-attention's queries and keys, so that words stand out among the zeros
@@ -111,30 +113,21 @@ def short_text_error(model: TextToFlow, seed: int) -> float:
 
 def token_ids(captions: list[str]) -> list[list[int]]:
     """Token ids of ``captions``, each padded with 0 to ``TEXT_TOKENS``."""
-    ids: list[list[int]] = build_tokenizer()(captions, padding="max_length", max_length=TEXT_TOKENS)["input_ids"]
-    return ids
+    return padded_ids(build_tokenizer(), captions, TEXT_TOKENS)
 
 
-@torch.no_grad()
 def encode_clips(vae: AutoencoderKLWan, folder: Path, seed: int, count: int) -> dict[str, Tensor]:
     """Draw and encode ``count`` training clips, once: their raw latents (half precision) and token ids."""
-    path = folder / "latents.pt"
-    state = loop.load_checkpoint(path)
-    if state is not None and len(state["latents"]) == count:
-        return state
-    latents, ids = [], []
-    with loop.progress_bar("encoding clips", count) as bar:
-        for begin in range(0, count, ENCODE_BATCH):
-            rng = loop.batch_rng(seed, LATENT_STAGE, begin)
-            clip_BCTHW, captions = draw_batch_with_captions(rng, clips.training_combinations(), ENCODE_BATCH)
-            latents.append(vae.encode(clip_BCTHW).latent_dist.mode().half())
-            ids.extend(token_ids(captions))
-            bar.advance(ENCODE_BATCH)
-            if begin % (100 * ENCODE_BATCH) == 0:
-                bar.tell("")
-    state = {"latents": torch.cat(latents)[:count], "ids": torch.tensor(ids)[:count]}
-    loop.save_checkpoint(path, state)
-    return state
+
+    def draw(begin: int) -> tuple[Tensor, list[str]]:
+        rng = loop.batch_rng(seed, LATENT_STAGE, begin)
+        return draw_batch_with_captions(rng, clips.training_combinations(), ENCODE_BATCH)
+
+    def encode(clip_BCTHW: Tensor) -> Tensor:
+        latent: Tensor = vae.encode(clip_BCTHW).latent_dist.mode()
+        return latent
+
+    return encode_once(folder, count, ENCODE_BATCH, draw, encode, token_ids, "clips")
 
 
 def latent_statistics(latents_NCTHW: Tensor) -> tuple[list[float], list[float]]:
@@ -143,44 +136,17 @@ def latent_statistics(latents_NCTHW: Tensor) -> tuple[list[float], list[float]]:
     return channels.mean(dim=1).tolist(), channels.std(dim=1).tolist()
 
 
-def sample_sigmas(rng: np.random.Generator, size: int) -> Tensor:
-    """Noise levels ``[size]`` in 0 to 1: shifted logit-normal, one from each of ``size`` equally likely ranges."""
-    quantile = torch.from_numpy((rng.permutation(size) + rng.random(size)) / size).clamp(1e-4, 1 - 1e-4)
-    normal = math.sqrt(2) * torch.erfinv(2 * quantile - 1)
-    return torch.sigmoid(SIGMA_SPREAD * normal + math.log(SIGMA_SHIFT)).float()
-
-
 def flow_loss(model: nn.Module, latents_NCTHW: Tensor, ids_NL: Tensor, rng: np.random.Generator) -> Tensor:
     """Mean squared error of the velocity on one random batch of normalised latents."""
     pick = torch.from_numpy(rng.integers(len(latents_NCTHW), size=BATCH))
     data, ids_BL = latents_NCTHW[pick], ids_NL[pick].clone()
     ids_BL[torch.from_numpy(rng.random(BATCH) < EMPTY_CAPTIONS)] = torch.tensor(token_ids([""]))
     noise = torch.from_numpy(rng.standard_normal(data.shape, dtype=np.float32))
-    sigma_B = sample_sigmas(rng, BATCH)
+    sigma_B = sample_sigmas(rng, BATCH, SIGMA_SHIFT, SIGMA_SPREAD)
     level = sigma_B.view(-1, 1, 1, 1, 1)
     with loop.autocast():
         velocity = model((1 - level) * data + level * noise, 1000 * sigma_B, ids_BL)
     return F.mse_loss(velocity.float(), noise - data)
-
-
-class Average:
-    """Exponential moving average of a model's weights; short at first, so that early exports are of use."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, iteration: int) -> None:
-        """Move towards the weights of ``model`` after ``iteration``."""
-        decay = min(EMA_DECAY, (1 + iteration) / (10 + iteration))
-        for name, value in model.state_dict().items():
-            self.weights[name].lerp_(value, 1 - decay)
-
-
-def _state(model: TextToFlow, ema: Average, optimizers: list[torch.optim.Optimizer], iteration: int) -> dict[str, Any]:
-    """All that a resumed run needs; batches depend on the iteration alone, so no random state is kept."""
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    return {"model": model.state_dict(), "ema": ema.weights, "optimizers": states, "iteration": iteration}
 
 
 def train_wan(
@@ -198,34 +164,18 @@ def train_wan(
     torch.manual_seed(seed)
     model = TextToFlow()
     if start_from is not None:
-        for part in ("transformer", "text_encoder"):
-            module = getattr(model, part)
-            finished = type(module).from_pretrained(start_from, subfolder=part, torch_dtype=torch.float32)
-            module.load_state_dict(finished.state_dict())
+        load_parts(model, start_from, "transformer", "text_encoder")
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
-    ema, optimizers, first = Average(model), build_optimizers(matrices, model.parameters(), ADAMW_SHARE), 0
-    path = folder / "wan.pt"
-    state = loop.load_checkpoint(path)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        ema.weights, first = state["ema"], int(state["iteration"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+    optimizers = build_optimizers(matrices, model.parameters(), ADAMW_SHARE)
     mean, std = latent_statistics(data["latents"])
     scale = torch.tensor(std).view(1, -1, 1, 1, 1)
     latents = (data["latents"].float() - torch.tensor(mean).view(1, -1, 1, 1, 1)) / scale
     run: Any = torch.compile(model) if compiled else model
-    log = loop.LossLog()
-    with loop.progress_bar("transformer", iterations, first) as bar:
-        for iteration in range(first, iterations):
-            loss = flow_loss(run, latents, data["ids"], loop.batch_rng(seed, WAN_STAGE, iteration))
-            take_step(model, optimizers, loss, loop.learning_rate(iteration, iterations, PEAK_RATE))
-            ema.update(model, iteration)
-            log.add(loss=loss.item())
-            bar.advance()
-            if (iteration + 1) % loop.LOG_EVERY == 0:
-                bar.tell(log.line())
-            if (iteration + 1) % loop.SAVE_EVERY == 0 or iteration + 1 == iterations:
-                loop.save_checkpoint(path, _state(model, ema, optimizers, iteration + 1))
-    model.load_state_dict(ema.weights)
-    return model.eval()
+
+    def loss_of(iteration: int) -> tuple[Tensor, dict[str, float]]:
+        loss = flow_loss(run, latents, data["ids"], loop.batch_rng(seed, WAN_STAGE, iteration))
+        return loss, {"loss": loss.item()}
+
+    path = folder / "wan.pt"
+    train(model, optimizers, loss_of, path, name="transformer", iterations=iterations, peak=PEAK_RATE, averaged=True)
+    return model

@@ -18,35 +18,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS: Final[dict[str, tuple[int, int, int]]] = {
-    "red": (222, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (40, 80, 230),
-    "yellow": (240, 215, 40),
-    "purple": (165, 50, 205),
-    "cyan": (50, 210, 220),
-}
+from mixcache_models.drawn import BACKGROUNDS, COLOURS, DIRECTIONS, colour_of, direction_of, masks, middle, travel
+
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-DIRECTIONS: Final[dict[str, tuple[int, int]]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-
 # Word -> range of values that training draws from. The ranges do not touch, so that a word decides what is seen.
-# Pixels from the first to the last frame ("" is no word); levels of the background.
+# Pixels from the first to the last frame ("" is no word).
 SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (8.0, 10.0), "": (13.0, 16.0), "quickly": (19.0, 22.0)}
-BACKGROUNDS: Final[dict[str, tuple[float, float]]] = {
-    "dark": (20.0, 45.0),
-    "grey": (110.0, 135.0),
-    "light": (200.0, 225.0),
-}
-
 CLASSIFIER: Final = Path(__file__).resolve().parent / "classifier.npz"
 """The classifier's weights, in half precision: ``hidden [256, units]``, ``output [units, 10]`` and their offsets."""
 
 _CELLS: Final = 16  # the classifier's picture, high and wide
 _REACH: Final = 11.5  # pixels from the digit's middle to the edge of that picture
-_VISIBLE: Final = 50.0  # levels of saturation that a digit must reach in a frame
 _MOVED: Final = 4.0  # pixels from the first to the last frame
-_STRAIGHT: Final = 2.0  # how much further along the one axis than along the other
-
 Planes = NDArray[np.float32]
 
 
@@ -97,26 +80,6 @@ def as_levels(frames: NDArray[Any]) -> Planes:
     return levels if frames.dtype == np.uint8 else np.clip(levels * np.float32(255), 0, 255)
 
 
-def masks(levels: Planes) -> Planes:
-    """How much of each pixel the digit covers, 0 to 1, ``[T, H, W]``; all zero in frames that show no colour.
-
-    Backgrounds are grey, so a pixel's saturation is in proportion to how much of it the digit covers.
-    """
-    saturation = levels.max(axis=-1) - levels.min(axis=-1)
-    result = np.zeros(saturation.shape, dtype=np.float32)
-    for index, plane in enumerate(saturation):
-        if plane.max() >= _VISIBLE:
-            full = float(np.median(plane[plane > 0.6 * plane.max()]))
-            result[index] = np.clip((plane / full - 0.1) / 0.85, 0, 1)
-    return result
-
-
-def _middle(mask: Planes) -> tuple[float, float]:
-    """The middle of the box, right and down in pixels, that holds what ``mask`` shows."""
-    rows, columns = np.nonzero(mask > 0.5)
-    return (float(columns.min() + columns.max()) / 2, float(rows.min() + rows.max()) / 2)
-
-
 def _line(pixels: int, middle: float) -> Planes:
     """How much each of ``pixels`` counts in each cell of a line, ``[_CELLS, pixels]``: linear interpolation."""
     places = middle + np.linspace(-_REACH, _REACH, _CELLS)
@@ -126,7 +89,7 @@ def _line(pixels: int, middle: float) -> Planes:
 
 def features(mask: Planes) -> Planes:
     """The classifier's view ``[256]`` of one frame's mask: 16x16 cells around the digit's middle."""
-    across, down = _middle(mask)
+    across, down = middle(mask)
     view: Planes = (_line(mask.shape[0], down) @ mask @ _line(mask.shape[1], across).T).ravel()
     return view
 
@@ -147,25 +110,6 @@ def classify(views: Planes) -> Planes:
     return shares
 
 
-def _travel(alpha: Planes, seen: NDArray[np.intp]) -> tuple[float, float]:
-    """Pixels right and down from the first to the last frame, by a line through the centres of the ``seen`` frames."""
-    weight = alpha[seen].sum(axis=(1, 2))
-    centre_x = (alpha[seen].sum(axis=1) * np.arange(alpha.shape[2])).sum(axis=1) / weight
-    centre_y = (alpha[seen].sum(axis=2) * np.arange(alpha.shape[1])).sum(axis=1) / weight
-    steps = len(alpha) - 1
-    return float(np.polyfit(seen, centre_x, 1)[0] * steps), float(np.polyfit(seen, centre_y, 1)[0] * steps)
-
-
-def _direction(travel_xy: tuple[float, float]) -> str:
-    """The direction whose axis holds most of ``travel_xy``, or "none"."""
-    for name, (step_x, step_y) in DIRECTIONS.items():
-        along = travel_xy[0] * step_x + travel_xy[1] * step_y
-        across = abs(travel_xy[0] * step_y) + abs(travel_xy[1] * step_x)
-        if along >= _MOVED and along >= _STRAIGHT * across:
-            return name
-    return "none"
-
-
 def _nearest(value: float, ranges: dict[str, tuple[float, float]]) -> str:
     """The word whose range's middle is nearest to ``value``."""
     return min(ranges, key=lambda word: abs(value - sum(ranges[word]) / 2))
@@ -182,13 +126,12 @@ def measure(frames: NDArray[Any]) -> Measurement:
     inside = alpha > 0.9
     if len(seen) <= len(alpha) // 2 or not inside.any():
         return Measurement("none", "none", "none", "none", background, 0.0, (0.0, 0.0))
-    mean_rgb = levels[inside].mean(axis=0)
-    colour = min(COLOURS, key=lambda name: float(np.abs(mean_rgb - COLOURS[name]).sum()))
+    colour = colour_of(levels[inside])
     odds = classify(np.stack([features(alpha[index]) for index in seen])).mean(axis=0)
-    travel_xy = _travel(alpha, seen)
+    travel_xy = travel(alpha, seen)
     speed = _nearest(max(abs(travel_xy[0]), abs(travel_xy[1])), SPEEDS)
     digit = DIGITS[int(odds.argmax())]
-    return Measurement(digit, colour, _direction(travel_xy), speed, background, float(odds.max()), travel_xy)
+    return Measurement(digit, colour, direction_of(travel_xy, _MOVED), speed, background, float(odds.max()), travel_xy)
 
 
 def score(frames: NDArray[Any], prompt: str) -> dict[str, float]:
@@ -205,11 +148,8 @@ def score(frames: NDArray[Any], prompt: str) -> dict[str, float]:
 
 
 __all__ = [
-    "BACKGROUNDS",
     "CLASSIFIER",
-    "COLOURS",
     "DIGITS",
-    "DIRECTIONS",
     "SPEEDS",
     "Measurement",
     "classify",

@@ -16,15 +16,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mixcache_models.drawn import AREA, COLOURS, SHAPES, covered, overlap
+
 SIDE: Final = 64
-COLOURS: Final = {
-    "red": (222, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (40, 80, 230),
-    "yellow": (240, 215, 40),
-    "purple": (165, 50, 205),
-    "cyan": (50, 210, 220),
-}
 BACKGROUNDS: Final = {"dark": 32.0, "grey": 122.0, "light": 212.0}  # middle level of each
 PLACES: Final = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 RELATIONS: Final = {
@@ -35,8 +29,6 @@ RELATIONS: Final = {
 }
 SIZES: Final = {"small": 0.0, "medium": 8.6, "large": 11.7}  # smallest radius of each, in pixels
 
-# Area of each shape in units of its radius squared.
-_AREA: Final = {"circle": math.pi, "square": (2 * 0.89) ** 2, "triangle": 2.367, "cross": 2.944}
 _GREY: Final = 25.0  # levels of saturation below which a pixel is background
 _VISIBLE: Final = 40.0  # pixels that a shape must cover
 _CLEAR: Final = 0.6  # overlap with an ideal shape below which none is seen
@@ -76,7 +68,7 @@ def wanted(prompt: str) -> tuple[list[Thing], str | None]:
     head, _, tail = prompt.lower().partition(" on a ")
     words = head.replace(",", " ").split()
     colours = [word for word in words if word in COLOURS]
-    shapes = [word for word in words if word in _AREA]
+    shapes = [word for word in words if word in SHAPES]
     relation = next((word for word in words if word in RELATIONS), None)
     places: tuple[str, ...] = (next((word for word in words if word in PLACES), "middle"),)
     if len(colours) == 2 and relation is not None:
@@ -97,32 +89,6 @@ def as_levels(image: NDArray[Any]) -> Plane:
     return levels if picture.dtype == np.uint8 else np.clip(levels, 0, 1) * np.float32(255)
 
 
-def ideal(shape: str, centre_xy: tuple[float, float], radius: float) -> Plane:
-    """How much of each pixel an ideal ``shape`` covers, 0 to 1: ``[64, 64]``; lengths are in pixels."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
-    x, y = np.abs(x - np.float32(centre_xy[0])), y - np.float32(centre_xy[1])
-    if shape == "circle":
-        distance = np.hypot(x, y) - radius
-    elif shape == "square":
-        distance = np.maximum(x, np.abs(y)) - 0.89 * radius
-    elif shape == "triangle":
-        half = 1.35 * radius * 0.75
-        distance = np.maximum(x * 0.866 - (y + half) * 0.5, y - half)
-    else:
-        long, short, y = 1.12 * radius, 0.40 * radius, np.abs(y)
-        distance = np.minimum(np.maximum(x - long, y - short), np.maximum(x - short, y - long))
-    covered: Plane = np.clip(0.5 - distance, 0, 1).astype(np.float32)
-    return covered
-
-
-def _overlap(mask: Plane, shape: str) -> float:
-    """Intersection over union of ``mask`` with ``shape`` of the same area and centred on the same box."""
-    rows, columns = np.nonzero(mask > 0.5)
-    middle = (float(columns.min() + columns.max()) / 2, float(rows.min() + rows.max()) / 2)
-    other = ideal(shape, middle, math.sqrt(float(mask.sum()) / _AREA[shape]))
-    return float(np.minimum(mask, other).sum() / np.maximum(mask, other).sum())
-
-
 def _place(mask: Plane) -> str:
     """Where the centre of ``mask`` lies: the axis along which it is furthest from the middle decides."""
     grid = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
@@ -134,9 +100,9 @@ def _place(mask: Plane) -> str:
 
 def _thing(colour: str, mask: Plane) -> Thing:
     """The shape that ``mask`` (coverage of each pixel) shows in ``colour``."""
-    overlaps = {shape: _overlap(mask, shape) for shape in _AREA}
+    overlaps = {shape: overlap(mask, shape) for shape in SHAPES}
     shape = max(overlaps, key=lambda name: overlaps[name])
-    radius = math.sqrt(float(mask.sum()) / _AREA[shape])
+    radius = math.sqrt(float(mask.sum()) / AREA[shape])
     size = max((word for word in SIZES if radius >= SIZES[word]), key=lambda word: SIZES[word])
     return Thing(colour, shape if overlaps[shape] >= _CLEAR else "none", _place(mask), size, overlaps[shape])
 
@@ -158,8 +124,7 @@ def measure(image: NDArray[Any]) -> Measurement:
         plane = np.where((nearest == index) & (saturation > _GREY), saturation, 0).astype(np.float32)
         if np.count_nonzero(plane) < _VISIBLE:
             continue
-        full = float(np.median(plane[plane > 0.6 * plane.max()]))
-        mask = np.clip((plane / full - 0.1) / 0.85, 0, 1).astype(np.float32)
+        mask = covered(plane)
         if mask.sum() >= _VISIBLE and (mask > 0.5).any():
             found.append((float(mask.sum()), _thing(name, mask)))
     behind = levels[saturation <= _GREY]
@@ -187,8 +152,8 @@ def score(frames: NDArray[Any], prompt: str) -> dict[str, float]:
         "size": sum(other is not None and other.size == thing.size for thing, other in pairs) / len(pairs),
         "background": float(background is None or seen.background == background),
     }
-    overlap = sum(other.overlap if other is not None else 0.0 for _, other in pairs) / len(pairs)
-    return {"right": float(min(parts.values()) == 1.0), **parts, "overlap": overlap}
+    fit = sum(other.overlap if other is not None else 0.0 for _, other in pairs) / len(pairs)
+    return {"right": float(min(parts.values()) == 1.0), **parts, "overlap": fit}
 
 
 __all__ = ["Measurement", "Thing", "measure", "score", "wanted"]

@@ -14,6 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from mixcache_models.embedded import prompts
+
 _HERE: Final = Path(__file__).resolve().parent
 
 PIPELINE: Final = _HERE / "pipeline"
@@ -31,17 +33,10 @@ CALL: Final[dict[str, Any]] = {
 CALIBRATIONS: Final = tuple(sorted((_HERE / "calibrations").glob("*.json")))
 """The tables that ``mixcache calibrate`` measured on it, one per policy."""
 
-
-def _prompts(name: str) -> tuple[str, ...]:
-    """The non-empty lines of ``prompts/<name>.txt``."""
-    lines = (_HERE / "prompts" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-HELD_OUT: Final = _prompts("held_out")
+HELD_OUT: Final = prompts(_HERE, "held_out")
 """24 prompts of combinations of colour, shape and direction that training never drew: for scores."""
 
-TUNING: Final = _prompts("tuning")
+TUNING: Final = prompts(_HERE, "tuning")
 """Prompts of other combinations: for choosing thresholds, never for scores."""
 
 
