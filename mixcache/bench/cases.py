@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from attrs import frozen
 
 from mixcache.bench.media import Clips
 from mixcache.bench.references import References
-from mixcache.core.files import write_whole
+from mixcache.core.files import append_line, whole_lines, write_whole
 from mixcache.core.report import Report
 from mixcache.errors import ConfigurationError
 
@@ -147,12 +146,8 @@ class CaseStore:
 
     def add(self, case: Case) -> None:
         """Keep a finished case: it is on the disk when this returns."""
-        line = json.dumps(converter.unstructure(case), allow_nan=False)
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            self.cases[case.key] = case
-            os.fsync(file.fileno())
+        append_line(self._lines, json.dumps(converter.unstructure(case), allow_nan=False))
+        self.cases[case.key] = case
 
     def _check(self, wanted: Mapping[str, Any]) -> None:
         try:
@@ -176,11 +171,7 @@ class CaseStore:
 
     def _read(self) -> None:
         """Every case; a last line that was cut short is taken off the file."""
-        content = self._lines.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self._lines, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(whole_lines(self._lines), 1):
             try:
                 case = converter.structure(json.loads(line), Case)
             except Exception as error:

@@ -1,4 +1,4 @@
-"""Files that are written whole: a reader finds the old file or the new one, never half of either."""
+"""Files that are written whole, or grow by whole lines: a reader never finds half of what was written."""
 
 from __future__ import annotations
 
@@ -34,3 +34,20 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes, replacing what was there. Raises `ConfigurationError` if it cannot be written."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file: it is on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file of `append_line`, none if there is no file; a last one that was cut short is taken off it."""
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return whole.splitlines()

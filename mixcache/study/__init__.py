@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mixcache.study.searching import Found, price, search
     from mixcache.study.tables import save_calibration
     from mixcache.study.trying import Checked, Trial, rank_correlation
+    from mixcache.study.watching import observer
 
 _NAMES = {
     "Best": "mixcache.study.oracles",
@@ -56,6 +57,7 @@ _NAMES = {
     "calibrate": "mixcache.study.calibration",
     "check": "mixcache.study.running",
     "find_calibrator": "mixcache.study.calibration",
+    "observer": "mixcache.study.watching",
     "oracle": "mixcache.study.running",
     "price": "mixcache.study.searching",
     "rank_correlation": "mixcache.study.trying",
@@ -84,6 +86,7 @@ __all__ = [
     "calibrate",
     "check",
     "find_calibrator",
+    "observer",
     "oracle",
     "price",
     "rank_correlation",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from attrs import evolve, frozen
@@ -13,13 +12,13 @@ from torch import Tensor
 from mixcache.bench.generation import generate
 from mixcache.bench.watch import Watch
 from mixcache.core import catalogue
-from mixcache.core.points import Granularity, Point, Reading, Vote
-from mixcache.core.policy import Policy
+from mixcache.core.points import Granularity, Point
 from mixcache.core.signals import Signal, Tensors
 from mixcache.core.tables import Fit
 from mixcache.errors import ConfigurationError, UnknownNameError
 from mixcache.recipe import Recipe
 from mixcache.study.calibration import Calibrator, Job
+from mixcache.study.watching import observer
 
 
 @frozen(kw_only=True)
@@ -89,7 +88,7 @@ def _observe(
     the visits, and brought to the host at the end.
     """
     taken: dict[Granularity, list[Tensor | None]] = {granularity: [] for granularity in wanted}
-    observers = [_observer(g, _kept(signal, taken[g])) for g, signal in wanted.items()]
+    observers = [observer(_kept(signal, taken[g]), g) for g, signal in wanted.items()]
     recipe = Recipe.of(observers, basis="residual", forecast="hold", samples="mean")
     made = generate(job.model, prompt, seed, job.arguments, recipe, on_step=on_step)
     found: list[Observed] = []
@@ -117,20 +116,6 @@ def _kept(signal: Signal, taken: list[Tensor | None]) -> Signal:
         return value
 
     return evolve(signal, name=f"observed {signal.name}", measure=measure)
-
-
-def _observer(granularity: Granularity, signal: Signal) -> Policy:
-    @frozen(kw_only=True)
-    class Observer(Policy):
-        """Has one signal measured on every branch, and computes."""
-
-        signals = (signal,)
-        branches = "independent"
-
-        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
-            return Vote.compute("observed")
-
-    return Observer(at=granularity)
 
 
 def _to_host(values: Sequence[Tensor | None]) -> list[float | None]:

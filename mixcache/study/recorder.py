@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor
 
 from mixcache.bench.loading import Model
-from mixcache.core.points import Granularity, Point, Reading, Vote
-from mixcache.core.policy import BranchMode, Policy
+from mixcache.core.points import Granularity, Point
 from mixcache.core.signals import Signal, Tensors
 from mixcache.core.trace import Record
 from mixcache.errors import ConfigurationError
@@ -25,23 +24,13 @@ from mixcache.host.shown import once
 from mixcache.host.watch import Listener, Stepped, Watch
 from mixcache.recipe import Recipe
 from mixcache.study.recording import Matrix, Recording, gram
+from mixcache.study.watching import observer
 
 UNEXPLAINED = 0.05
 """How much of what the solver was given may be left over by the branches, in L2 and relative."""
 
 Pair = tuple[Tensor, Tensor]
 """The latent that a model was given, and its output."""
-
-
-@frozen(kw_only=True)
-class Observer(Policy):
-    """Has every output of every branch shown to its signal, and computes."""
-
-    branches: ClassVar[BranchMode] = "independent"
-
-    def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
-        """Compute."""
-        return Vote.compute("recorded")
 
 
 @define(eq=False)
@@ -67,13 +56,7 @@ class Recorder:
 
         signal = Signal(name="recorded outputs", measure=take, when="after")
 
-        @frozen(kw_only=True)
-        class Taking(Observer):
-            """The observer of one run."""
-
-            signals = (signal,)
-
-        return Recipe.of([Taking()], basis="output", forecast="hold")
+        return Recipe.of([observer(signal)], basis="output", forecast="hold")
 
     @contextmanager
     def watching(self) -> Iterator[None]:

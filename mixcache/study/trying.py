@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,10 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import ArrayLike, NDArray
 
-from mixcache.core.files import write_whole
+from mixcache.core.files import append_line, whole_lines, write_whole
 from mixcache.errors import ConfigurationError
+
+LINES = "trials.jsonl"
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_structure_hook(float, lambda value, _: float(value))
@@ -80,14 +81,11 @@ class TrialStore:
         """Keep a trial: it is on the disk when this returns it."""
         self._known[trial.prompt, trial.seed, trial.recipe] = trial
         if self.folder is not None:
-            with (self.folder / "trials.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_converter.unstructure(trial), allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.folder / LINES, json.dumps(_converter.unstructure(trial), allow_nan=False))
         return trial
 
     def _open(self, folder: Path, wanted: Any) -> None:
-        settings, lines = folder / "settings.json", folder / "trials.jsonl"
+        settings = folder / "settings.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else wanted
@@ -100,11 +98,7 @@ class TrialStore:
                 f"`folder` {str(folder)!r} holds runs of another model or call: {found}; give another folder."
             )
         write_whole(settings, json.dumps(wanted, indent=2) + "\n")
-        content = lines.read_bytes() if lines.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # a last line that was cut short
-            os.truncate(lines, len(whole))
-        for line in whole.splitlines():
+        for line in whole_lines(folder / LINES):
             trial = _converter.structure(json.loads(line), Trial)
             self._known[trial.prompt, trial.seed, trial.recipe] = trial
 

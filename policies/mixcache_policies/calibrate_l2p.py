@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor
 
-from mixcache import ConfigurationError, Granularity, Point, Policy, Reading, Recipe, Signal, Tensors, Vote, catalogue
+from mixcache import ConfigurationError, Granularity, Point, Recipe, Signal, Tensors, catalogue
 from mixcache.bench import Watch, generate
-from mixcache.study import Calibrator, Fit, Job
+from mixcache.study import Calibrator, Fit, Job, observer
 from mixcache_policies.l2p import fit
 
 DIGITS = 9
@@ -67,17 +67,7 @@ def _record(job: Job, pair: tuple[str, int], watch: Watch) -> dict[str, tuple[li
     taken: list[list[list[float]]] = []
     signal = Signal(name="recorded", measure=_products(taken), when="after", keeps=True)
 
-    @frozen(kw_only=True)
-    class Recorder(Policy):
-        """Has every branch recorded, and computes."""
-
-        signals: ClassVar[tuple[Any, ...]] = (signal,)
-        branches = "independent"
-
-        def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
-            return Vote.compute("recorded")
-
-    recipe = Recipe.of(Recorder(), basis="output", forecast="hold")
+    recipe = Recipe.of(observer(signal), basis="output", forecast="hold")
     made = generate(job.model, *pair, job.arguments, recipe, on_step=watch.step)
     visits = [record.point for record in made.records if record.point.granularity is Granularity.STEP]
     rows = taken[:: max(len(taken) // max(len(visits), 1), 1)]  # of several outputs the first is taken
