@@ -160,16 +160,18 @@ class Recipe:
 
         Raises `ConfigurationError` if no policy does, and where a policy refuses the value.
         """
-        orders = {"evaluations": evaluations, "speedup": speedup}
-        told: dict[str, Any] = {name: value for name, value in orders.items() if value is not None}
-        takers = [policy for policy in self.policies if set(orders) <= set(catalogue.parameters(type(policy)))]
-        if told and not takers:
-            names = ", ".join(policy.policy_name() for policy in self.policies)
+        orders: dict[str, Any] = {"evaluations": evaluations, "speedup": speedup}
+        told = {name: value for name, value in orders.items() if value is not None}
+        if not told:
+            return self
+        takes = [set(orders) <= set(catalogue.parameters(type(policy))) for policy in self.policies]
+        if not any(takes):
+            names, (name, value) = ", ".join(p.policy_name() for p in self.policies), next(iter(told.items()))
             raise ConfigurationError(
-                f"{next(iter(told))}={next(iter(told.values()))} cannot be ordered of {names}; order it of a policy "
-                "that has this parameter, or name no policy: enable(pipe, speedup=2.5)."
+                f"{name}={value} cannot be ordered of {names}; order it of a policy that has this parameter, or name "
+                "no policy: enable(pipe, speedup=2.5)."
             )
-        return evolve(self, policies=tuple(evolve(p, **told) if p in takers else p for p in self.policies))
+        return evolve(self, policies=tuple(evolve(p, **told) if t else p for p, t in zip(self.policies, takes)))
 
     def _under(self, choices: Mapping[str, Any]) -> Recipe:
         """This recipe with `choices` where it says nothing itself."""
@@ -242,10 +244,9 @@ class Recipe:
 
 def _recommended() -> str:
     """The recipe of the latest plugin that has one."""
-    given: list[str] = catalogue.manager().hook.mixcache_recipe()
-    if not given:
+    if not (given := catalogue.manager().hook.mixcache_recipe()):
         raise ConfigurationError("no plugin recommends a recipe; name a policy: enable(pipe, POLICY).")
-    return given[0]
+    return str(given[0])
 
 
 _KINDS = {"basis": "basis", "forecast": "forecaster", "anchor": "anchor"}

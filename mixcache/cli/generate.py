@@ -20,7 +20,14 @@ def generate(
     ctx: typer.Context,
     prompt: Annotated[str, typer.Option("--prompt", help="What to show.")],
     out: Annotated[Path, typer.Option("--out", help="A .mp4, .gif or (images) .png file, or a folder.")],
-    policy: Annotated[str, typer.Option("--policy", metavar="POLICY", help=has.POLICY)] = "none",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="POLICY",
+            help=f"{has.POLICY}  [default: none; where a speed is ordered, the recommended recipe]",
+        ),
+    ] = None,
     evaluations: has.Evaluations = None,
     speedup: has.Speedup = None,
     basis: has.Basis = None,

@@ -143,25 +143,28 @@ def prompts_of(given: tuple[str, ...] | None, own: tuple[str, ...], limit: int |
     return given[:limit] if given is not None else own[: limit or PROMPTS]
 
 
-def recipe_of(text: str, ctx: typer.Context) -> Recipe | None:
+def recipe_of(text: str | None, ctx: typer.Context) -> Recipe | None:
     """What --policy says, and the choices' options where it says nothing; `None` for "none".
+
+    Without --policy it is the recommended recipe if a speed is ordered, else none.
 
     Raises `ConfigurationError` for a name or a value that cannot be, and for choices that "none" has no use for.
     """
     given = {name: ctx.params[name] for name in CHOICES if ctx.params.get(name) is not None}
     given.pop("audit", None)  # of `compare`, where it means one more run
     orders = {name: ctx.params[name] for name in ("evaluations", "speedup") if ctx.params.get(name) is not None}
-    if orders and ctx.get_parameter_source("policy").name == "DEFAULT":  # type: ignore[union-attr]
+    choices = {name: _by_level(value) for name, value in given.items()}
+    if text is None and orders:
         from mixcache.recipe import Recipe
 
-        return Recipe.of(None, **{name: _by_level(value) for name, value in given.items()}).ordered(**orders)
-    if text.strip() == UNCACHED:
+        return Recipe.of(None, **choices).ordered(**orders)
+    if text is None or text.strip() == UNCACHED:
         given |= orders
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ConfigurationError(f"{flags}: with --policy none nothing is cached; name a policy, or leave it out.")
         return None
-    return read_recipe(text, **{name: _by_level(value) for name, value in given.items()}).ordered(**orders)
+    return read_recipe(text, **choices).ordered(**orders)
 
 
 def read_recipe(text: str, **choices: Any) -> Recipe:
