@@ -83,8 +83,8 @@ class Point:
     """One visit of a place where a decision is taken.
 
     step: 0-based index of the model evaluation in execution order (a second-order noise scheduler makes two per step).
-    num_steps: evaluations in the whole run. address: which place. leads: whether this is the first branch visited in
-    this step, the one that decides for all under a joint policy. span: at BLOCK, the blocks it stands for, first and
+    num_steps: evaluations in the whole run. address: which place. leads: whether this is the first branch of its model
+    visited in this step, the one that decides for all under a joint policy. span: at BLOCK, the blocks it stands for, first and
     one past the last, of `blocks` in the model. share: the part of a whole model call's work that is done here, from 0
     to 1; a reuse saves that share, less what its anchor costs.
 

@@ -22,7 +22,7 @@ from tests.conftest import built
 from tests.helpers import verdicts
 from tests.zoo import pipelines, unusual
 from tests.zoo.every import PIPELINES
-from tests.zoo.pipelines import BUILDERS, Tiny, wan, wan_transformer
+from tests.zoo.pipelines import BUILDERS, WAN_14B, Tiny, wan, wan_transformer
 from tests.zoo.tiny import randn
 
 STEPS = 7
@@ -910,26 +910,11 @@ def test_two_experts_have_a_memory_each(level: str, basis: str) -> None:
     assert torch.equal(tiny.run(steps), bare)
 
 
-EXPERT = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 40,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 13824,
-    "num_layers": 40,
-    "cross_attn_norm": True,
-}
-"""Wan 2.1 14B, and each of the two experts of Wan 2.2 A14B."""
-
-
 @pytest.mark.parametrize("policy", ["teacache", "magcache"])
 def test_two_experts_do_not_take_the_table_of_the_one_model_that_is_configured_like_them(policy: str) -> None:
     """The table is refused, or it is one for two experts, which the report names."""
     with torch.device("meta"):
-        one, two = (diffusers.WanTransformer3DModel(**EXPERT) for _ in range(2))
+        one, two = (diffusers.WanTransformer3DModel(**WAN_14B) for _ in range(2))
     rest = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": pipelines.unipc()}
     with mixcache.enable(diffusers.WanPipeline(**rest, transformer=one), policy) as session:
         alone = str(session.calibrated)

@@ -24,7 +24,7 @@ from tests.conftest import built
 from tests.helpers import recorded_calls, reused_steps, verdicts
 from tests.zoo import pipelines, unusual
 from tests.zoo.denoisings import held_by
-from tests.zoo.pipelines import Tiny
+from tests.zoo.pipelines import WAN_14B, Tiny
 
 README = {"basis": "noise", "forecast": "linear:abscissa=sigma"}
 
@@ -542,24 +542,10 @@ def test_a_certificate_is_never_exceeded(name: str) -> None:
     assert name not in ("wan", "sd3") or kinds == {"certificate"}
 
 
-EXPERT = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 40,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 13824,
-    "num_layers": 40,
-    "cross_attn_norm": True,
-}
-
-
 def wan_pipeline(experts: int) -> Any:
     """Wan 2.1 14B, or Wan 2.2 A14B, whose two experts have the same configuration."""
     with torch.device("meta"):
-        models = [diffusers.WanTransformer3DModel(**EXPERT) for _ in range(experts)]
+        models = [diffusers.WanTransformer3DModel(**WAN_14B) for _ in range(experts)]
     more = {"transformer_2": models[1], "boundary_ratio": 0.875} if experts == 2 else {}
     return diffusers.WanPipeline(
         tokenizer=None, text_encoder=None, vae=None, scheduler=pipelines.unipc(), transformer=models[0], **more

@@ -10,6 +10,20 @@ import torch
 
 from tests.zoo.tiny import Tiny, quiet, randn, repeat
 
+WAN_14B = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "cross_attn_norm": True,
+}
+"""Wan 2.1 14B, and each of the two experts of Wan 2.2 A14B."""
+
 
 def wan_transformer(seed: int = 0, text_dim: int = 16, num_layers: int = 3) -> Any:
     torch.manual_seed(seed)
