@@ -84,9 +84,9 @@ class Point:
 
     step: 0-based index of the model evaluation in execution order (a second-order noise scheduler makes two per step).
     num_steps: evaluations in the whole run. address: which place. leads: whether this is the first branch of its model
-    visited in this step, the one that decides for all under a joint policy. span: at BLOCK, the blocks it stands for, first and
-    one past the last, of `blocks` in the model. share: the part of a whole model call's work that is done here, from 0
-    to 1; a reuse saves that share, less what its anchor costs.
+    visited in this step, the one that decides for all under a joint policy. span: at BLOCK, the blocks it stands for,
+    first and one past the last, of `blocks` in the model. share: the part of a whole model call's work that is done
+    here, from 0 to 1; a reuse saves that share, less what its anchor costs.
 
     What the core counted, for every policy alike: age, evaluations since the last computed visit that was stored here
     (`None` before the first); gap, evaluations between the last two of them (`None` before the second); run_length,
