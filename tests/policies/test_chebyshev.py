@@ -16,6 +16,7 @@ from mixcache import ConfigurationError, Recipe
 from mixcache.testing import check_policy, simulate
 from mixcache_policies import Chebyshev, Window
 from mixcache_policies.chebyshev import nodes
+from tests.zoo.every.i_to_o import ideogram4
 from tests.zoo.pipelines import wan, wan_transformer
 from tests.zoo.tiny import Tiny
 
@@ -102,6 +103,18 @@ def test_two_experts_share_the_count() -> None:
             first = {r.point.component: r.point.step for r in reversed(session.records)}
             assert len(computed(session)) == count
             assert first["transformer_2"] in computed(session)
+
+
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_two_models_of_one_step_count_once(count: int) -> None:
+    """Ideogram 4 calls a model for each guidance branch: an evaluation is both, computed or reused together."""
+    tiny = ideogram4()
+    with mixcache.enable(tiny.pipe, evaluations=count) as session:
+        tiny.run(10)
+    assert {record.point.component for record in session.records} == {"transformer", "unconditional_transformer"}
+    reused = {record.point.step for record in session.records if record.outcome.reused}
+    assert computed(session) == set(range(session.records[0].point.num_steps)) - reused
+    assert len(computed(session)) == count
 
 
 def test_as_many_evaluations_as_steps_change_nothing(tiny_wan_random: Tiny) -> None:
