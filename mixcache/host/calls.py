@@ -21,6 +21,7 @@ from mixcache.host.levels import know
 from mixcache.host.outputs import NotCacheable
 from mixcache.host.own_loop import Run
 from mixcache.host.protocol import Call, Forward, Host, Place
+from mixcache.host.ranks import check_sharding
 from mixcache.host.requests import Requests
 from mixcache.host.sight import Made, Sight
 from mixcache.host.walks import walking
@@ -28,7 +29,7 @@ from mixcache.host.watch import Stepped
 
 UNGUIDED = (
     "guidance branches were not skipped: what the noise scheduler was given is no combination of them that is known, "
-    "so nothing tells which of them is the conditional one"
+    "so nothing tells which of them is the conditional one; use policies at 'step' or 'block'"
 )
 
 
@@ -70,7 +71,8 @@ class Calls:
             return forward(*args, **kwargs)
         run, place = found
         if run.sight is None:
-            run.sight = Sight()
+            check_sharding(model, self.plan.group)
+            run.sight = Sight(group=self.plan.group)
         model_call = ModelCall(model, forward, args, kwargs, self.adapters[call.component])
         try:
             if place.ordinal == 0:
@@ -142,7 +144,7 @@ class Calls:
                 same = following is not None and place is not None and place.address.component == component
                 arguments = following.arguments if following is not None and same else None
                 first = next(one.place for one in made if one.component == component)
-                facts = sight.settle(component, arguments)
+                facts = sight.settle(component, arguments, over=following is None)
                 if facts is None:
                     why = sight.doubts.get(component, "")
                     self.notes.add(f"calls were computed and not cached: {type(made[0].call.model).__name__}: {why}")

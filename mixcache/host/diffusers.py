@@ -13,6 +13,8 @@ from mixcache.core.points import Prediction
 from mixcache.errors import AttachError
 from mixcache.host.noise import is_set, read_schedule
 from mixcache.host.protocol import Schedule
+from mixcache.host.ranks import group_over
+from mixcache.host.rows import unwrapped
 from mixcache.host.watch import Listener, Stepped, Watch, can_be_watched, noise_schedulers
 
 
@@ -23,10 +25,10 @@ def models_of(target: Any) -> dict[str, Any]:
     Raises `AttachError` for something that is neither, and for a pipeline without one.
     """
     if isinstance(target, torch.nn.Module):
-        return {"transformer": target}
+        return {"transformer": unwrapped(target)}
     if not hasattr(target, "components"):
         raise AttachError(f"`target` must be a diffusers pipeline or a transformer, got {type(target).__name__}.")
-    found = {name: value for name, value in target.components.items() if _may_denoise(value)}
+    found = {name: unwrapped(value) for name, value in target.components.items() if _may_denoise(unwrapped(value))}
     if not found:
         raise AttachError(
             f"{type(target).__name__} has no transformer to attach to (components: {', '.join(target.components)})."
@@ -48,21 +50,19 @@ _OTHERS = ("transformers.", "diffusers.models.controlnets", "diffusers.models.au
 
 
 def group_of(target: Any) -> Any:
-    """The process group over which diffusers has sharded a model (context or tensor parallel); `None` if it has not."""
-    models = [target] if isinstance(target, torch.nn.Module) else getattr(target, "components", {}).values()
-    for model in models:
-        parallel = getattr(model, "_parallel_config", None)
-        context, tensor = (getattr(parallel, f"{kind}_parallel_config", None) for kind in ("context", "tensor"))
-        mesh = getattr(context, "_flattened_mesh", None) or getattr(tensor, "_mesh", None)
-        if mesh is not None:
-            return mesh.get_group()
-    return None
+    """The process group over which the denoisers of a pipeline, or a model, are sharded; see `group_over`."""
+    if isinstance(target, torch.nn.Module):
+        return group_over([target])
+    return group_over([one for one in getattr(target, "components", {}).values() if _may_denoise(unwrapped(one))])
 
 
 def fingerprint(model: Any) -> str:
-    """A model's class, and a hash of its configuration and of samples of its weights."""
-    digest = hashlib.sha256(repr(sorted(dict(getattr(model, "config", {}) or {}).items(), key=str)).encode())
-    weights = [tensor for _, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
+    """A model's class, and a hash of its configuration and, unless it is sharded, of samples of its weights."""
+    config = dict(getattr(model, "config", {}) or {})
+    told = sorted((item for item in config.items() if not str(item[0]).startswith("_")), key=str)  # not whence it is
+    digest = hashlib.sha256(repr(told).encode())
+    state = {} if group_over([model]) else model.state_dict()  # reading a sharded one asks all ranks to take part
+    weights = [tensor for _, tensor in sorted(state.items()) if isinstance(tensor, torch.Tensor)]
     for tensor in weights[:: max(len(weights) // 16, 1)]:
         try:
             sample = tensor.detach().flatten()[:64].float().cpu().numpy().tobytes()

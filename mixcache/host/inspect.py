@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mixcache.host.adapter import ModelAdapter
 from mixcache.host.latents import arguments_of
-from mixcache.host.rows import BlockList, Row
+from mixcache.host.rows import BlockList, Row, unwrapped
 
 SMALL = 0.25
 """Lists with less than this share of the parameters of the largest that run before it, unconnected, are no blocks of
@@ -71,7 +71,7 @@ def _lists(model: Any) -> Iterator[tuple[str, list[Any]]]:
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) and not any(path.startswith(p) for p in inside):
             inside.append(f"{path}.")
-            yield path, list(module)
+            yield path, list(map(unwrapped, module))
 
 
 def find_row(model: Any, seen: Sequence[_Seen]) -> Row:

@@ -20,19 +20,22 @@ ROUNDINGS = 4.0
 
 @frozen(kw_only=True)
 class Part:
-    """A part of a tensor along one dimension."""
+    """A part of a tensor along one dimension. within: the part along another dimension that it is a part of."""
 
     dim: int
     start: int
     size: int
+    within: Part | None = None
 
     def of(self, tensor: Tensor) -> Tensor:
         """That part, a view."""
-        return tensor.narrow(self.dim, self.start, self.size)
+        whole = tensor if self.within is None else self.within.of(tensor)
+        return whole.narrow(self.dim, self.start, self.size)
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether the tensor has that part."""
-        return tensor.dim() > self.dim and tensor.shape[self.dim] >= self.start + self.size
+        inside = self.within is None or self.within.fits(tensor)
+        return inside and tensor.dim() > self.dim and tensor.shape[self.dim] >= self.start + self.size
 
 
 @frozen(kw_only=True)
@@ -99,7 +102,7 @@ def _source(tensor: Tensor, sample: Tensor) -> Source | None:
     """How a tensor holds a sample, if it does."""
     if not tensor.is_floating_point():
         return None
-    for copies, part in places(tensor.shape, sample.shape):
+    for copies, part in (*places(tensor.shape, sample.shape), *corners(tensor.shape, sample.shape)):
         scale = _scale(tensor if part is None else part.of(tensor), sample, copies)
         if scale is not None:
             return Source(argument="", part=part, copies=copies, scale=scale)
@@ -120,6 +123,22 @@ def places(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, P
             room = shape[dim] - size
             for start in dict.fromkeys((0, room, *range(min(room, 512)))):
                 yield copies, Part(dim=dim, start=start, size=size)
+
+
+def corners(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, Part | None]]:
+    """The same along two dimensions: some frames of the first channels, where an image is given and stands first."""
+    differing = [d for d in range(1, len(shape)) if len(shape) == len(wanted) and shape[d] > wanted[d]]
+    if len(differing) != 2 or shape[0] % wanted[0] or _others(shape, differing) != _others(wanted, differing):
+        return
+    one, other = differing
+    for begin in dict.fromkeys((0, shape[other] - wanted[other])):
+        within = Part(dim=other, start=begin, size=wanted[other])
+        for start in dict.fromkeys((0, shape[one] - wanted[one])):
+            yield shape[0] // wanted[0], Part(dim=one, start=start, size=wanted[one], within=within)
+
+
+def _others(shape: Sequence[int], but: Sequence[int]) -> list[int]:
+    return [size for d, size in enumerate(shape) if d and d not in but]
 
 
 def _bare(shape: Sequence[int]) -> list[int]:

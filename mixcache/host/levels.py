@@ -11,6 +11,7 @@ from mixcache.core.points import Granularity
 from mixcache.host.noise import agreed, implied, unsigned
 from mixcache.host.own_loop import Run
 from mixcache.host.protocol import Place
+from mixcache.host.ranks import alike
 from mixcache.host.shown import Facts
 
 UNLEVELED = (
@@ -24,8 +25,22 @@ UNLEVELED = (
 def know(run: Run[Any], component: str, facts: Facts, first: Place, now: Place | None, plan: Plan) -> set[str]:
     """Take what the first evaluation of a model showed about its noise levels; returns what is to be noted.
 
-    first, now: the place of that evaluation, and of the one that follows it.
+    first, now: the place of that evaluation, and of the one that follows it. Ranks that share the model take only what
+    all of them could make out.
     """
+    known = _known(run, component, facts, first, now)
+    like = next((one.outputs[0] for one in run.sight.made if one.outputs), None)
+    if now is not None and like is not None and not all(alike([known], plan.group, like)):
+        known = False
+    if not known and run.schedule is not None and run.told_sigma is None:
+        run.levels[component] = unsigned(run.schedule.levels)
+    elif not known:
+        run.signs[component] = None
+    return set() if known or not plan.needs_level(Granularity.STEP, Granularity.CFG) else {UNLEVELED}
+
+
+def _known(run: Run[Any], component: str, facts: Facts, first: Place, now: Place | None) -> bool:
+    """Whether the noise levels, or the sign of the prediction, could be made out; unless there was nothing to see."""
     if run.schedule is not None and run.told_sigma is None:
         index, told = run.schedule.begin + first.step, run.schedule.levels
         found = None
@@ -35,21 +50,21 @@ def know(run: Run[Any], component: str, facts: Facts, first: Place, now: Place |
             levels, sign = run.verified
             turn = 1.0 if sign == facts.sign else -1.0
             found = tuple(None if one is None else evolve(one, sign=turn * (one.sign or 0.0)) for one in levels)
-        run.levels[component] = unsigned(told) if found is None else found
-        wanted = found is None
-        if found is not None and facts.sign is not None:
+        if found is None:
+            return False
+        run.levels[component] = found
+        if facts.sign is not None:
             run.verified = found, facts.sign
-    else:
-        level, after = first.level, None if now is None else now.level
-        wanted = False
-        if facts.moved is not None and level is not None and after is not None:
-            run.signs[component] = next(
-                (
-                    sign
-                    for sign in (1.0, -1.0)
-                    if implied(evolve(level, sign=sign), (after.alpha, after.sigma), facts.moved, facts.rough)
-                ),
-                None,
-            )
-            wanted = run.signs[component] is None
-    return {UNLEVELED} if wanted and plan.needs_level(Granularity.STEP, Granularity.CFG) else set()
+        return True
+    level, after = first.level, None if now is None else now.level
+    if facts.moved is None or level is None or after is None:
+        return True
+    run.signs[component] = next(
+        (
+            sign
+            for sign in (1.0, -1.0)
+            if implied(evolve(level, sign=sign), (after.alpha, after.sigma), facts.moved, facts.rough)
+        ),
+        None,
+    )
+    return run.signs[component] is not None

@@ -76,7 +76,8 @@ def outputs_of(result: Any, model: Any) -> tuple[tuple[Tensor, ...], tuple[Any, 
     tensors = [rows_of(value) for _, value in named]
     if not tensors or any(tensor is None for tensor in tensors):
         kinds = ", ".join(type(value).__name__ for _, value in named)
-        raise NotCacheable(f"{type(model).__name__} returned what is no tensor or list of equal ones ({kinds})", result)
+        seen = f"{type(model).__name__} returned what is no tensor or list of equal ones ({kinds})"
+        raise NotCacheable(f"{seen}; use policies at 'block'", result)
     listed = tuple(None if isinstance(value, Tensor) else type(value) for _, value in named)
     return tuple(t for t in tensors if t is not None), tuple(name for name, _ in named), listed
 

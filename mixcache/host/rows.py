@@ -7,6 +7,10 @@ from typing import Any
 
 from attrs import frozen
 from torch import Tensor
+from torch import distributed as dist
+
+if dist.is_available():  # some builds of torch have no ranks
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
 Probe = Callable[[Any, Mapping[str, Any]], Tensor]
 
@@ -26,6 +30,11 @@ class BlockList:
     probe: Probe | None = None
 
 
+def unwrapped(module: Any) -> Any:
+    """What FSDP's first version wraps (`FullyShardedDataParallel`); any other module itself."""
+    return module.module if dist.is_available() and isinstance(module, FullyShardedDataParallel) else module
+
+
 @frozen
 class Row:
     """The blocks of a model in the order in which they run.
@@ -42,5 +51,5 @@ class Row:
     @classmethod
     def of(cls, model: Any, blocks: Sequence[BlockList]) -> Row:
         """The row that a record describes."""
-        pairs = [(module, kind) for kind in blocks for module in model.get_submodule(kind.path)]
+        pairs = [(unwrapped(module), kind) for kind in blocks for module in model.get_submodule(kind.path)]
         return cls(tuple(module for module, _ in pairs), tuple(kind for _, kind in pairs))

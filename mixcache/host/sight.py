@@ -18,6 +18,7 @@ from mixcache.host.facts import Combined, Fit, combine, fit
 from mixcache.host.guidance import ModelCall
 from mixcache.host.latents import Part, Source, eps_of, equal_parts, find_source, rows_of
 from mixcache.host.protocol import Place
+from mixcache.host.ranks import alike
 from mixcache.host.shown import Facts, Shown, declared, moved, once, possible_latents, unfound
 from mixcache.host.watch import Stepped
 
@@ -52,13 +53,14 @@ class Made:
 class Sight:
     """What one run has shown. facts: by component. weights: of the present evaluation's branches, once it is over.
 
-    leading: the step and the value of the conditional branch, with which others are compared. parts: rows of a batch,
-    and how many equal parts it has. proven, deep: whether its conditional samples may be computed alone, and how they
-    are cut. how: by the calls of an evaluation, how their outputs entered the solver. unexplained: whether an
-    evaluation with several branches gave what is no combination of them that is known. doubts: by component, why an
-    evaluation told nothing.
+    group: the ranks that share the models; what they see must be alike to be used. leading: the step and the value of
+    the conditional branch, with which others are compared. parts: rows of a batch, and how many equal parts it has.
+    proven, deep: whether its conditional samples may be computed alone, and how they are cut. how: by the calls of an
+    evaluation, how their outputs entered the solver. unexplained: whether an evaluation with several branches gave what
+    is no combination of them that is known. doubts: by component, why an evaluation told nothing.
     """
 
+    group: Any = None
     facts: dict[str, Facts] = field(factory=dict)
     how: dict[Pattern, Combined] = field(factory=dict)
     made: list[Made] = field(factory=list)
@@ -127,6 +129,9 @@ class Sight:
         rows = max(step.sample.shape[0], 1)
         if combined is None and sum(count for _, count in pattern) > rows:
             self.unexplained = True
+        towards = -2 if combined is None else -1 if combined.conditional is None else combined.conditional
+        if not all(alike([towards], self.group, step.sample)):
+            combined, self.unexplained = None, True
         if combined is not None:
             self._learn(pattern, combined, step.sample.shape[0])
             self.weights = combined.weights if combined.affine else None
@@ -155,19 +160,34 @@ class Sight:
         found = {branch for pattern, branch in self._patterns.items() if pattern[: place + 1] == now}
         return len(found) == 1, next(iter(found)) if len(found) == 1 else None
 
-    def settle(self, component: str, following: Mapping[str, Any] | None) -> Facts | None:
+    def settle(self, component: str, following: Mapping[str, Any] | None, *, over: bool) -> Facts | None:
         """The facts of a component whose first evaluation is over; `None` if the next one should be watched as well.
 
         following: the arguments of its next call, if that is known: where no solver could be watched, what became of
-        the latent tells as much.
+        the latent tells as much. over: whether the run is over, so that nothing has to be alike on all ranks.
         """
         tries = self._tries[component] = self._tries.get(component, 0) + 1
         found = self._settled(component, following, last=tries == TRIES)
+        if not over:
+            found = self._agreed(found)
         if found.why and tries < TRIES:
             self.doubts[component] = found.why
             return None
         self.facts[component] = found
         return found
+
+    def _agreed(self, found: Facts) -> Facts:
+        """The facts, if those of the other ranks can be used just as well; the conditional branch must be the same."""
+        like = next((one.outputs[0] for one in self.made if one.outputs), None)
+        if like is None:
+            return found
+        branch = self._patterns.get(self.pattern)
+        at = (-1, -1) if branch is None else (branch.call, branch.part)
+        usable, *same = alike([not found.why, self.pattern in self._patterns, *at], self.group, like)
+        if not all(same):
+            self._patterns.pop(self.pattern, None)
+            self.unexplained = True
+        return found if usable else Facts(why=found.why or "another rank that shares it could not make out its latent")
 
     def doubt(self, component: str) -> None:
         """A call was not what the facts say: watch the next evaluation, unless that was tried often enough."""

@@ -132,3 +132,18 @@ def test_a_latent_behind_pictures_in_a_list_for_every_sample_is_found(seed: int,
     latent = found.of({"mimsy": given_to})
     assert latent is not None
     torch.testing.assert_close(latent, sample)
+
+
+@pytest.mark.parametrize("frames", [slice(0, 3), slice(2, 5)])
+@pytest.mark.parametrize("channels", [slice(0, 2), slice(4, 6)])
+def test_a_latent_in_some_frames_and_some_channels_is_found(frames: slice, channels: slice) -> None:
+    """As where a given image stands before the frames, and conditions beside the channels."""
+    sample, held = randn(1, 3, 4, 2), randn(2, 5, 4, 6, seed=1)
+    held[:, frames, :, channels] = sample
+    found = find_source({"like": randn(1, 5, 4, 2, seed=2), "mimsy": held}, sample)
+    assert found is not None
+    latent = found.of({"mimsy": held})
+    assert latent is not None
+    torch.testing.assert_close(latent, sample.expand(2, -1, -1, -1))
+    assert found.copies == 2
+    assert found.of({"mimsy": held[:, :2]}) is None

@@ -68,7 +68,10 @@ UNCHECKED = "reused; the noise could not be worked out beside it"
 OUT_OF_ONE = "embedded, off, or makes no second branch"
 NOT_CACHED = r"calls were computed and not cached: \w+"
 NOTES: tuple[tuple[str, str | None], ...] = (
-    (rf"{NOT_CACHED} returned what is no tensor or list of equal ones \([\w, ]*\)", "returns more than tensors"),
+    (
+        rf"{NOT_CACHED} returned what is no tensor or list of equal ones \([\w, ]*\); use policies at 'block'",
+        "returns more than tensors",
+    ),
     (rf"{NOT_CACHED}: what it returned is no tensor", "returns more than tensors"),
     (rf"{NOT_CACHED}: its latent was not found among the arguments; pass \S+ \S+\)", "its latent was not found"),
     (
@@ -78,7 +81,7 @@ NOTES: tuple[tuple[str, str | None], ...] = (
     ),
     (
         r"guidance branches were not skipped: what the noise scheduler was given is no combination of them that is "
-        r"known, so nothing tells which of them is the conditional one",
+        r"known, so nothing tells which of them is the conditional one; use policies at 'step' or 'block'",
         "combines its branches in an unknown way",
     ),
     (
