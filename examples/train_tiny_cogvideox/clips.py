@@ -101,7 +101,6 @@ def sample_spec(rng: np.random.Generator, pairs: list[Pair]) -> ClipSpec:
     """A random clip of one of ``pairs``; all other properties are drawn evenly."""
     digit, direction = pairs[int(rng.integers(len(pairs)))]
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-    choices = np.flatnonzero(digits.training_digits()[1] == DIGITS.index(digit))
     speed, travel = pick(rng, SPEEDS)
     background, level = pick(rng, BACKGROUNDS)
     start_xy, end_xy = _path(rng, direction, travel)
@@ -112,7 +111,7 @@ def sample_spec(rng: np.random.Generator, pairs: list[Pair]) -> ClipSpec:
         direction=direction,
         speed=speed,
         background=background,
-        picture=int(rng.choice(choices)),
+        picture=int(rng.choice(digits.typical(DIGITS.index(digit)))),
         size=float(rng.uniform(*_SIZES)),
         start_xy=start_xy,
         end_xy=end_xy,

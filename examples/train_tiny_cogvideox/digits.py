@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 CELLS: Final = 8  # a digit's cells, high and wide
 TRAINING: Final = 1500
+TYPICAL: Final = 24  # pictures of each digit that clips show
 _THRESHOLD: Final = 0.25  # ink from which a stroke is seen
 _SLOPE: Final = 0.4  # ink from there to a full stroke: crisper than the 8x8 picture, still smooth
 
@@ -33,6 +34,18 @@ def training_digits() -> tuple[Plane, NDArray[np.int64]]:
     """Pictures ``[1500, 8, 8]``, 0 to 1, and their labels ``[1500]``."""
     pictures, labels = _every()
     return pictures[:TRAINING], labels[:TRAINING]
+
+
+@lru_cache(maxsize=16)
+def typical(label: int) -> NDArray[np.int64]:
+    """Places in `training_digits` of the pictures of ``label`` that clips show: those nearest to their mean.
+
+    All 150 of a digit differ so much that a transformer of this size needs far longer to learn what a digit is.
+    """
+    pictures, labels = training_digits()
+    places = np.flatnonzero(labels == label)
+    distances = ((pictures[places] - pictures[places].mean(axis=0)) ** 2).sum(axis=(1, 2))
+    return places[np.argsort(distances, kind="stable")[:TYPICAL]]
 
 
 def unseen_digits() -> tuple[Plane, NDArray[np.int64]]:

@@ -11,9 +11,11 @@ from mixcache_models import (
     mochi,
     qwen_image,
     sd3,
+    tiny_flux,
     tiny_wan,
     wan,
 )
+from mixcache_models.tiny_flux.score import score as tiny_flux_score
 from mixcache_models.tiny_wan.score import score as tiny_wan_score
 
 _ARCHITECTURES = (cogvideox, flux, hunyuan_video, ltx_video, mochi, qwen_image, sd3, wan)
@@ -22,7 +24,7 @@ _ARCHITECTURES = (cogvideox, flux, hunyuan_video, ltx_video, mochi, qwen_image, 
 @hookimpl
 def mixcache_models() -> list[ModelAdapter | PipelineFolder]:
     adapters = [adapter for architecture in _ARCHITECTURES for adapter in architecture.ADAPTERS]
-    return [*adapters, TINY_WAN]
+    return [*adapters, TINY_WAN, TINY_FLUX]
 
 
 TINY_WAN = PipelineFolder(
@@ -34,4 +36,15 @@ TINY_WAN = PipelineFolder(
     held_out=tiny_wan.HELD_OUT,
     score=tiny_wan_score,
     demo=("easycache:threshold=0.05", "static:every=3 @ basis=noise forecast=linear:abscissa=sigma"),
+)
+
+TINY_FLUX = PipelineFolder(
+    name="tiny_flux",
+    path=tiny_flux.PIPELINE,
+    summary="a FluxPipeline distilled to few steps: 'a red circle left of a blue square'; pictures of 64x64",
+    defaults=dict(tiny_flux.CALL),
+    tuning=tiny_flux.TUNING,
+    held_out=tiny_flux.HELD_OUT,
+    score=tiny_flux_score,
+    demo=("easycache:threshold=0.05", "static:every=2 @ basis=noise forecast=linear"),
 )

@@ -21,7 +21,6 @@ from mixcache_models.tiny_flux.score import measure, score, wanted
 
 ROOT = Path(__file__).parents[2]
 
-weights = pytest.mark.skipif(not tiny_flux.PIPELINE.is_dir(), reason="its weights are not part of the package yet")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,6 @@ def _draw(pipe: Any, prompt: str, seed: int = 0, **changes: Any) -> np.ndarray:
     return image
 
 
-@weights
 def test_it_loads_and_is_called_in_one_line_each(pipe: Any) -> None:
     assert isinstance(pipe, diffusers.FluxPipeline)
     assert {pipe.transformer.dtype, pipe.vae.dtype} == {torch.float32}
@@ -46,7 +44,6 @@ def test_it_loads_and_is_called_in_one_line_each(pipe: Any) -> None:
     assert image.size == (64, 64)
 
 
-@weights
 def test_four_steps_draw_what_eight_do_and_much_of_it_is_as_asked(pipe: Any) -> None:
     prompts = tiny_flux.HELD_OUT[::2]
     four, eight = ([_draw(pipe, prompt, num_inference_steps=steps) for prompt in prompts] for steps in (4, 8))
@@ -56,13 +53,11 @@ def test_four_steps_draw_what_eight_do_and_much_of_it_is_as_asked(pipe: Any) -> 
     assert np.mean([np.square(a - b).mean() for a, b in zip(four, eight, strict=True)]) < 1e-3  # 30 dB
 
 
-@weights
 def test_the_embedded_guidance_changes_the_picture(pipe: Any) -> None:
     low, high = (_draw(pipe, tiny_flux.TUNING[0], guidance_scale=scale) for scale in (1.5, 5.0))
     assert np.abs(low - high).max() > 0.02
 
 
-@weights
 def test_a_cache_reuses_between_few_steps(pipe: Any) -> None:
     plain = _draw(pipe, tiny_flux.TUNING[0])
     with mixcache.enable(pipe, "static:every=2 @ basis=noise forecast=linear") as session:
@@ -73,7 +68,6 @@ def test_a_cache_reuses_between_few_steps(pipe: Any) -> None:
     assert np.array_equal(_draw(pipe, tiny_flux.TUNING[0]), plain)
 
 
-@weights
 def test_the_command_line_calls_it_likewise() -> None:
     folder = mixcache.catalogue.pipelines()["tiny_flux"]
     assert folder.defaults == tiny_flux.CALL
@@ -88,7 +82,6 @@ def test_importing_it_loads_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
-@weights
 def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in tiny_flux.PIPELINE.rglob("*") if path.is_file()) < 8e6
 
@@ -159,7 +152,6 @@ def test_the_held_out_prompts_are_those_that_training_never_draws() -> None:
         assert {tuple(c[i] for i in part) for c in held_out} <= {tuple(c[i] for i in part) for c in kept}
 
 
-@weights
 def test_the_tokenizers_of_the_package_are_the_one_that_is_built(pipe: Any) -> None:
     built = networks.build_tokenizer()
     for kept in (pipe.tokenizer, pipe.tokenizer_2):
@@ -176,7 +168,6 @@ def test_training_packs_latents_as_the_pipeline_does() -> None:
     assert torch.equal(latents.unpack(packed), latent)
 
 
-@weights
 def test_the_training_s_velocity_is_the_pipeline_s(pipe: Any) -> None:
     model = train_flux.TextToFlow().eval()
     load_parts(model, tiny_flux.PIPELINE, *train_flux.PARTS)
