@@ -155,8 +155,9 @@ def _verdicts(records: Sequence[Record]) -> list[tuple[bool, str]]:
 
 def _pure(policy: Policy, readings: _Readings, branches: Sequence[str], data: st.DataObject) -> None:
     """`vote` changes nothing and says the same twice; it sees only the signals that it names."""
-    panel, before = Panel([policy]), copy.deepcopy(policy)
-    for record in _simulate([policy], readings, branches):
+    before, records = copy.deepcopy(policy), _simulate([policy], readings, branches)
+    panel = Panel([policy], records[0].run_info)
+    for record in records:
         for late in record.learned:
             panel.learn(late.point, late.reading)
         for seat in panel.seats(record.point):
@@ -237,7 +238,7 @@ def _any_order(policy: Policy, readings: _Readings, branches: Sequence[str], dat
 def _replays(policy: Policy, readings: _Readings, branches: Sequence[str], data: st.DataObject) -> None:
     """The trace of a run, written and read again, gives the same verdicts."""
     records = [Record.from_json(r.to_json()) for r in _simulate([policy], readings, branches)]
-    panel = Panel([policy])
+    panel = Panel([policy], records[0].run_info)
     for record in records:
         for late in record.learned:
             panel.learn(late.point, late.reading)

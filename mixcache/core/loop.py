@@ -44,12 +44,13 @@ class Loop:
         self.plan = plan
         self.run = run
         self.store = Store(plan.max_cache_bytes)
-        self.panel = Panel(plan.policies, plan.hooks)
+        self.panel = Panel(plan.policies, run, plan.hooks)
         self.readout = Readout(plan.samples, plan.group)
         self._keep = keep
         self.reuses = 0
+        self._told = False
         self.why: Counter[str] = Counter()
-        self.panel.started(run)
+        self.panel.started()
 
     def open(self, point: Point, entering: Input, beside: Beside = NOTHING_BESIDE) -> Ticket:
         """Decide about one point. The ticket has an output if it was reused; otherwise compute and `close` it.
@@ -105,7 +106,7 @@ class Loop:
         """The run is over: drop every tensor, and tell the plugins."""
         self.readout.clear()
         self.store.clear()
-        self.panel.ended(self.run)
+        self.panel.ended()
 
     def _surviving(self, ticket: Ticket, otherwise: T, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)`; with on_error="compute" a plugin that fails is noted, and `otherwise` stands instead."""
@@ -219,8 +220,10 @@ class Loop:
         slot.visited(ticket.reading, reused=reused)
         if reused and (slot.states or any(track.own for track in slot.tracks)):
             self.store.keep(slot)
+        levels, self._told = () if self._told else self.run.levels or (), True
         ticket.record = Record(
             run=self.run.index,
+            levels=levels,
             point=point,
             reading=ticket.reading,
             votes=ticket.votes,

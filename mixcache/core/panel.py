@@ -72,6 +72,7 @@ class Panel:
     """All voters of one run: the policies, and whoever listens at the run-time hooks."""
 
     policies: Sequence[Policy]
+    run: RunInfo
     hooks: Hooks = field(factory=Hooks)
     _labels: list[str] = field(init=False)
     _shared: list[Any] = field(init=False)
@@ -92,7 +93,10 @@ class Panel:
     @_shared.default
     def _make_shared(self) -> list[Any]:
         labeled = zip(self.policies, self._labels)
-        return [called(("policy", label), policy.State) if policy.one_state else None for policy, label in labeled]
+        return [self._begun(policy, label) if policy.one_state else None for policy, label in labeled]
+
+    def _begun(self, policy: Policy, label: str) -> Any:
+        return called(("policy", label), policy.begin, self.run)
 
     def seats(self, point: Point) -> tuple[Seat, ...]:
         """The seats of the policies that decide at this place; `Policy.covers` is asked once for each."""
@@ -112,17 +116,17 @@ class Panel:
             place = point.address if policy.branches == "independent" else evolve(point.address, branch="")
             seat = self._by_place.get((i, place))
             if seat is None:
-                state = self._shared[i] if policy.one_state else called(("policy", label), policy.State)
+                state = self._shared[i] if policy.one_state else self._begun(policy, label)
                 seat = self._by_place[i, place] = Seat(policy, label, state)
             found.append(seat)
         return found
 
-    def started(self, run: RunInfo) -> None:
-        """A run begins: every policy may refuse it."""
+    def started(self) -> None:
+        """The run begins: every policy may refuse it."""
         for policy, label in zip(self.policies, self._labels):
-            called(("policy", label), policy.started, run)
+            called(("policy", label), policy.started, self.run)
         for name, hook in self.hooks.started:
-            called(("plugin", name), hook, run=run)
+            called(("plugin", name), hook, run=self.run)
 
     def vote(self, point: Point, reading: Reading) -> tuple[Vote, ...]:
         """All votes, in the order of the voters' names."""
@@ -153,7 +157,7 @@ class Panel:
             if seat.policy.learns:
                 called(("policy", seat.label), seat.policy.learn, point, reading, seat.state)
 
-    def ended(self, run: RunInfo) -> None:
+    def ended(self) -> None:
         """The run is over."""
         for name, hook in self.hooks.ended:
-            called(("plugin", name), hook, run=run)
+            called(("plugin", name), hook, run=self.run)

@@ -239,10 +239,10 @@ class Outcome:
 
 @frozen(kw_only=True)
 class RunInfo:
-    """One denoising run: its ordinal in the session, its number of model evaluations, its sigmas if they are known, and
-    the request that it belongs to."""
+    """One denoising run: its ordinal in the session, its number of model evaluations, the noise level of each as the
+    noise scheduler tells them (`None` if it does not), and the request that it belongs to."""
 
     index: int
     num_steps: int
-    sigmas: tuple[float, ...] | None = None
+    levels: tuple[NoiseLevel, ...] | None = None
     request: Hashable = ""

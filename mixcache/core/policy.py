@@ -101,6 +101,10 @@ class Policy:
     def started(self, run: RunInfo) -> None:
         """Called once per run before its first visit; raise `ConfigurationError` if the run cannot be served."""
 
+    def begin(self, run: RunInfo) -> Any:
+        """What it remembers of a run, made anew for each; override it where that depends on the run's noise levels."""
+        return self.State()
+
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Whether the point may be reused. Pure: changes nothing, `state` included."""
         raise NotImplementedError(f"{type(self).__name__} must define vote(point, reading, state)")

@@ -96,7 +96,8 @@ def simulate(
         forecast=dict.fromkeys(Granularity, Hold()),
     )
     records: list[Record] = []
-    loop = Loop(plan, RunInfo(index=index, num_steps=num_steps), records.append)
+    levels = tuple([NoiseLevel.flow(1.0 - step / num_steps) for step in range(num_steps)])
+    loop = Loop(plan, RunInfo(index=index, num_steps=num_steps, levels=levels), records.append)
     loop.readout = told = _Told(plan.samples, plan.group)
     deciding = [policy for policy in policies if not policy.guard] or policies  # guards alone are tried everywhere
     used = frozenset(granularity for policy in deciding for granularity in policy.granularities)
@@ -135,7 +136,7 @@ def _call(
             step=step,
             num_steps=num_steps,
             address=Address(branch=branches[branch], path=path),
-            level=NoiseLevel.flow(1.0 - step / num_steps),
+            level=loop.run.levels[step] if loop.run.levels else None,
             **{"leads": leads, **more},
         )
 

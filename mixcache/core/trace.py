@@ -16,10 +16,10 @@ import cattrs
 from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn
 
-from mixcache.core.points import Address, Granularity, Outcome, Point, Reading, Verdict, Vote
+from mixcache.core.points import Address, Granularity, NoiseLevel, Outcome, Point, Reading, RunInfo, Verdict, Vote
 from mixcache.errors import ConfigurationError, TraceError
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @frozen(kw_only=True)
@@ -45,7 +45,8 @@ class Record:
     exact: no history went into the value. dense: nothing was left out of it either. seconds: time spent computing
     (`None` if reused, or on an accelerator). learned: what earlier computes told, known from this visit on. streams:
     each stream by itself, where signals or an audit looked at several (video and sound); reading and true error of the
-    visit are the worst of theirs.
+    visit are the worst of theirs. levels: on the first visit of a run, the noise levels of its evaluations as they were
+    known when it began.
     """
 
     run: int
@@ -59,11 +60,18 @@ class Record:
     seconds: float | None = None
     learned: tuple[Learned, ...] = ()
     streams: tuple[StreamRecord, ...] = ()
+    levels: tuple[NoiseLevel, ...] = ()
 
     @property
     def visit(self) -> tuple[int, int, Address]:
         """Which visit this is: run, step and address."""
         return self.run, self.point.step, self.point.address
+
+    @property
+    def run_info(self) -> RunInfo:
+        """The run that it is the first record of."""
+        point = self.point
+        return RunInfo(index=self.run, num_steps=point.num_steps, levels=self.levels or None, request=point.request)
 
     def to_json(self) -> str:
         """One line of JSON; numbers that are not finite are written as the strings "nan", "inf" and "-inf"."""

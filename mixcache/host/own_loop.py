@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
@@ -146,9 +147,9 @@ class Run(Generic[M]):
 
     @property
     def complete(self) -> bool:
-        """Whether the last evaluation was seen, with every branch of the one before."""
-        branches = [{branch for _, branch in calls} for calls in (self._before, self._seen)]
-        return self.step_now == self.num_steps - 1 and branches[0] <= branches[1]
+        """Whether the last evaluation was seen, with every branch of the one before, of each model called there."""
+        before, seen = (Counter(branch for _, branch in calls) for calls in (self._before, self._seen))
+        return self.step_now == self.num_steps - 1 and before <= seen
 
     def advance(self, call: Call, step: int) -> Place:
         """Take the call. A branch without a name gets its ordinal within the step ("call0", "call1", ...)."""

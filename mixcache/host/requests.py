@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic
 
-from mixcache.core.points import Prediction, RunInfo
+from mixcache.core.points import NoiseLevel, Prediction, RunInfo
 from mixcache.errors import ConfigurationError, RunError
 from mixcache.host.bounds import Ledger
 from mixcache.host.context import AMBIGUOUS, STUCK, Claims, Entered, carrier, innermost_of
@@ -262,16 +262,16 @@ class Requests(Generic[M]):
 
     def _open(self, key: Hashable, num_steps: int, schedule: Schedule | None, call: Call) -> Run[M]:
         self.end(key)
-        levels = schedule.levels[schedule.begin :] if schedule is not None else ()
-        sigmas = tuple(level.sigma for level in levels if level is not None)
-        memory = self._open_memory(key, num_steps, sigmas if len(sigmas) == num_steps else None)
+        told = schedule.levels[schedule.begin :] if schedule is not None else ()
+        levels = tuple(level for level in told if level is not None)
+        memory = self._open_memory(key, num_steps, levels if len(levels) == num_steps else None)
         run = self._runs[key] = Run(key, num_steps, memory, schedule, self._predictions[call.component])
         self._audit(run, None if schedule is None else self._host.solver())
         return run
 
-    def _open_memory(self, key: Hashable, num_steps: int, sigmas: tuple[float, ...] | None) -> M:
+    def _open_memory(self, key: Hashable, num_steps: int, levels: tuple[NoiseLevel, ...] | None) -> M:
         with self._lock:
-            info = RunInfo(index=self.count, num_steps=num_steps, sigmas=sigmas, request=key)
+            info = RunInfo(index=self.count, num_steps=num_steps, levels=levels, request=key)
             self.count += 1
         return self._new_memory(info)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 
 from mixcache.core.panel import Panel, Seat
-from mixcache.core.points import Granularity, Point, RunInfo, Verdict
+from mixcache.core.points import Granularity, Verdict
 from mixcache.core.policy import Policy
 from mixcache.core.rules import decide
 from mixcache.core.tables import Calibrations
@@ -69,14 +69,13 @@ def _check_places(policies: Iterable[Policy], records: Sequence[Record]) -> None
 
 
 def _verdicts(records: Sequence[Record], policies: Sequence[Policy], rule: Any, own: bool) -> Iterator[Verdict]:
-    runs = _runs(records)
     panels: dict[int, Panel] = {}
     names: set[str] = set()
     for record in records:
         panel = panels.get(record.run)
         if panel is None:
-            panel = panels[record.run] = Panel(policies)
-            panel.started(runs[record.run])
+            panel = panels[record.run] = Panel(policies, record.run_info)
+            panel.started()
         seats = panel.seats(record.point)
         for seat in seats:
             _check_signals(seat, record)
@@ -101,23 +100,3 @@ def _check_signals(seat: Seat, record: Record) -> None:
     lacking = [name for name in seat.policy.signal_names if name not in record.reading]
     if lacking:
         raise TraceError(f"the trace lacks signals that {seat.label!r} reads: {', '.join(lacking)}.")
-
-
-def _runs(records: Iterable[Record]) -> dict[int, RunInfo]:
-    """What the records tell of every run; its sigmas, if they are known for every step."""
-    points: dict[int, dict[int, Point]] = {}
-    for record in records:
-        points.setdefault(record.run, {}).setdefault(record.point.step, record.point)
-    return {run: _run_info(run, steps) for run, steps in points.items()}
-
-
-def _run_info(run: int, steps: Mapping[int, Point]) -> RunInfo:
-    first = next(iter(steps.values()))
-    known = [steps[step].sigma if step in steps else None for step in range(first.num_steps)]
-    sigmas = tuple(sigma for sigma in known if sigma is not None)
-    return RunInfo(
-        index=run,
-        num_steps=first.num_steps,
-        sigmas=sigmas if len(sigmas) == first.num_steps else None,
-        request=first.request,
-    )

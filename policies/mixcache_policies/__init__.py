@@ -4,7 +4,6 @@ from mixcache_policies.adacache import AdaCache
 from mixcache_policies.budget import ErrorBudget
 from mixcache_policies.bwcache import BWCache
 from mixcache_policies.cfg_interval import CFGInterval
-from mixcache_policies.chebyshev import Chebyshev
 from mixcache_policies.dbcache import DBCache
 from mixcache_policies.deltadit import DeltaDiT
 from mixcache_policies.dicache import DiCache
@@ -22,6 +21,7 @@ from mixcache_policies.seacache import SeaCache
 from mixcache_policies.sencache import SenCache
 from mixcache_policies.speca import SpeCa
 from mixcache_policies.spectrum import Spectrum
+from mixcache_policies.spread import Spread
 from mixcache_policies.static import Static
 from mixcache_policies.taylorseer import TaylorSeer
 from mixcache_policies.teacache import TeaCache
@@ -34,7 +34,6 @@ __all__ = [
     "Aligned",
     "BWCache",
     "CFGInterval",
-    "Chebyshev",
     "DBCache",
     "DeltaDiT",
     "DiCache",
@@ -52,6 +51,7 @@ __all__ = [
     "SpeCa",
     "Spectrum",
     "Split",
+    "Spread",
     "Static",
     "TaylorSeer",
     "TeaCache",

@@ -9,7 +9,6 @@ from mixcache_policies.adacache import AdaCache
 from mixcache_policies.budget import ErrorBudget
 from mixcache_policies.bwcache import BWCache
 from mixcache_policies.cfg_interval import CFGInterval
-from mixcache_policies.chebyshev import Chebyshev
 from mixcache_policies.dbcache import DBCache
 from mixcache_policies.deltadit import DeltaDiT
 from mixcache_policies.dicache import DiCache
@@ -27,6 +26,7 @@ from mixcache_policies.seacache import SEA_CHANGE, SeaCache
 from mixcache_policies.sencache import DISTANCE, SenCache
 from mixcache_policies.speca import SpeCa
 from mixcache_policies.spectrum import Spectrum
+from mixcache_policies.spread import Spread
 from mixcache_policies.static import Static
 from mixcache_policies.taylorseer import TaylorSeer
 from mixcache_policies.teacache import TeaCache
@@ -40,7 +40,7 @@ def mixcache_policies() -> list[type[Policy]]:
         BWCache,
         ErrorBudget,
         CFGInterval,
-        Chebyshev,
+        Spread,
         DBCache,
         DeltaDiT,
         DiCache,
@@ -62,7 +62,7 @@ def mixcache_policies() -> list[type[Policy]]:
 
 @hookimpl
 def mixcache_recipe() -> str:
-    return "chebyshev"
+    return "spread"
 
 
 @hookimpl

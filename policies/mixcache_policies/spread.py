@@ -1,86 +1,121 @@
-"""So many evaluations, spaced like the nodes of Chebyshev: close together at both ends of a run, wide in the middle."""
+"""So many evaluations, spread over a run by what an error does there and by how well forecasts do."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from attrs import Attribute, define, field, frozen
 
-from mixcache import ConfigurationError, Granularity, Outcome, Point, Policy, Reading, RunInfo, Vote, ge, none_or
+from mixcache import (
+    ConfigurationError,
+    Granularity,
+    NoiseLevel,
+    Outcome,
+    Point,
+    Policy,
+    Reading,
+    RunInfo,
+    Vote,
+    ge,
+    none_or,
+)
+
+FAINTEST = 1 / 32  # of alpha: below, an error of the clean part is not what is left of the noise
+MEMORY = 0.7  # how much of the usual error is remembered from one computed evaluation to the next
+FARTHEST = 2.0  # an error above or below the usual moves a gap by this factor at most
 
 
-def _share(u: float, edge: float) -> float:
-    """The integral from 0 to u of the density ((v + edge) (1 - v + edge))^(-1/2), without its constant."""
-    return math.asin((2 * u - 1) / (1 + 2 * edge))
+def influences(levels: tuple[NoiseLevel, ...]) -> list[float]:
+    """What one and the same error of the output does to the result, for every evaluation; up to a factor.
 
-
-@lru_cache(maxsize=256)
-def nodes(steps: int, count: int) -> tuple[int, ...]:
-    """The `count` of `steps` evaluations that are computed, rising: the first, the last, and those between by density.
-
-    Let u run from 0 to 1 over the run. Evaluations stand at equal shares of the density
-
-        p(u) ~ 1 / sqrt((u + 1 / count) (1 - u + 1 / count))
-
-    which is that of Chebyshev's nodes, flattened at the ends to the width of one node, so that the gaps grow slowly.
+    A step from x = alpha clean + sigma noise to alpha' and sigma' moves x by (alpha sigma' - alpha' sigma) times the
+    velocity; the noise is alpha velocities and the clean latent sigma of them, so an error of a model that predicts
+    these counts for 1 / alpha and 1 / sigma as much. And what is off in the clean part of x grows until the end of the
+    run as alpha does, so by 1 / alpha.
     """
-    if count >= steps:
-        return tuple(range(steps))
-    if count == 1:
-        return (0,)
-    edge = 1 / count
-    low, high = _share(0, edge), _share(1, edge)
-    places = []
-    for index in range(count):
-        share = low + (high - low) * index / (count - 1)
-        u = (math.sin(share) * (1 + 2 * edge) + 1) / 2
-        places.append(math.floor(u * (steps - 1) + 0.5))
-    for index in range(1, count):  # no two on one evaluation
-        places[index] = max(places[index], places[index - 1] + 1)
-    places[-1] = min(places[-1], steps - 1)
-    for index in range(count - 2, -1, -1):
-        places[index] = min(places[index], places[index + 1] - 1)
-    return tuple(places)
+    ends = [*((after.alpha, after.sigma) for after in levels[1:]), (1.0, 0.0)]
+    units = {"epsilon": "alpha", "sample": "sigma"}
+    return [
+        abs(level.alpha * sigma - alpha * level.sigma)
+        / max(getattr(level, units.get(level.prediction, ""), 1.0), FAINTEST)
+        / max(level.alpha, FAINTEST)
+        for level, (alpha, sigma) in zip(levels, ends)
+    ]
+
+
+def density(steps: int, count: int, levels: tuple[NoiseLevel, ...] | None = None) -> list[float]:
+    """How densely each of `steps` evaluations is computed before anything is measured, if `count` are; up to a factor.
+
+    Let u run from 0 to 1 over the run, and w be the influence of an evaluation (1 where noise levels are not known):
+
+        p = w^(1/5) / sqrt((u + 3 / count) (1 - u + 3 / count))
+
+    The second factor is the density of Chebyshev's nodes, where a polynomial is best known, flattened at the ends to
+    the width of three evaluations: with few of them it is nearly even, since intervals that are all alike make up for
+    their own errors. The exponent is that of evaluations that share out an error of w g^4 over gaps g.
+    """
+    edge = 3 / count
+    places = [step / max(steps - 1, 1) for step in range(steps)]
+    shape = [1 / math.sqrt((u + edge) * (1 - u + edge)) for u in places]
+    if levels is None:
+        return shape
+    found = influences(levels)
+    least = max(found) * 1e-6 or 1.0
+    return [p * max(w, least) ** 0.2 for p, w in zip(shape, found)]
 
 
 @frozen(kw_only=True)
-class Chebyshev(Policy):
-    """Compute exactly as many evaluations as are ordered, close together at both ends of a run.
+class Spread(Policy):
+    """Compute exactly as many evaluations as are ordered, where they matter most.
 
-    A forecast errs by how much the output bends between two computed evaluations. Over a run it bends most at the
-    ends: the logarithm of a flow's signal-to-noise ratio is log(u / (1 - u)) less a constant, where u runs from 0 to 1
-    in equal steps, so its rate 1 / (u (1 - u)) grows towards both ends, whatever the shift. Evaluations by the density
-    of Chebyshev's nodes (`nodes`), where an interpolation wants them, even that out.
+    After every computed evaluation the next one is chosen: at it, the evaluations in between make up their share of
+    what is left, by the density `density(steps, count)` that is known before the run. So what an evaluation more or
+    less costs is shared by all that are left, and the count is kept exactly, whatever guards, a second expert or a
+    change of the model compute beside it.
 
-    No signal is read: it costs no transfer, and two runs of one length decide alike. An evaluation that had to be
-    computed though it was not planned (there is nothing to reuse after a change of experts, or a guard vetoes) takes
-    the place of the next one planned, so the count is kept.
+    The share is then divided by how much worse forecasts do here than they usually do:
+
+        (e / its geometric mean so far)^adapt,    e = error / (a (a + b) / 2) / density^2
+
+    error: the measured relative L1 error of the forecast at the computed evaluation (`forecast_error`); a: the gap
+    that it bridged, b: the gap before. A line is off by a (a + b) / 2 where the output bends by 1.
 
     evaluations: how many are computed; the first always is. speedup: as a ratio instead, evaluations of the run over
-    those computed, at least that much (the ideal speed-up; 2 if neither is given). Give one of them.
+    those computed, at least that much (the ideal speed-up; 2 if neither is given). Give one of them. adapt: 0 goes by
+    the density alone.
 
     Raises `ConfigurationError` if a run has fewer evaluations than are to be computed.
     """
 
+    signals = ("forecast_error",)
+    branches = "leader"
     one_state: ClassVar[bool] = True
 
     evaluations: int | None = field(default=None, validator=none_or(ge(1, whole=True)))
     speedup: float | None = field(default=None, validator=none_or(ge(1)))
+    adapt: float = field(default=0.2, validator=ge(0))
 
     @define
     class State:
-        """How many evaluations of this run were computed, and which was counted last."""
+        """The density of the run; how many evaluations are left to compute, and which is the next.
 
-        computed: int = 0
-        step: int = -1
+        last: the evaluation counted last. told: the one whose error was taken last. usual: the mean logarithm of what
+        forecasts are off by, beside what is expected.
+        """
+
+        density: list[float] = field(factory=list)
+        left: int = 0
+        next: int = 0
+        last: int = -1
+        told: int = -1
+        usual: float | None = None
 
     @speedup.validator
     def _check_one(self, _attribute: Attribute[Any], value: float | None) -> None:
         if value is not None and self.evaluations is not None:
             raise ConfigurationError(
-                f"`Chebyshev(evaluations={self.evaluations}, speedup={value:g})` orders twice; give one of them."
+                f"`Spread(evaluations={self.evaluations}, speedup={value:g})` orders twice; give one of them."
             )
 
     def count(self, steps: int) -> int:
@@ -97,20 +132,48 @@ class Chebyshev(Policy):
         """Refuse a run that is shorter than what was ordered."""
         if self.count(run.num_steps) > run.num_steps:
             raise ConfigurationError(
-                f"`Chebyshev(evaluations={self.evaluations})` is more than the {run.num_steps} evaluations of the run; "
+                f"`Spread(evaluations={self.evaluations})` is more than the {run.num_steps} evaluations of the run; "
                 "give fewer, or a speedup."
             )
 
+    def begin(self, run: RunInfo) -> State:
+        """All evaluations that were ordered are left."""
+        count = self.count(run.num_steps)
+        return self.State(density=density(run.num_steps, count, run.levels), left=count)
+
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
-        """Compute while fewer are computed than are planned up to here."""
+        """Compute what is planned, and all branches and spans of what was begun."""
         count = self.count(point.num_steps)
-        planned = sum(node <= point.step for node in nodes(point.num_steps, count))
-        computed = state.computed - (state.step == point.step)
-        if computed < planned:
+        if point.step >= state.next or point.step == state.last:
             return Vote.compute(f"one of the {count} evaluations ordered")
         return Vote.reuse(f"between the {count} evaluations ordered")
 
     def observe(self, point: Point, outcome: Outcome, state: Any) -> None:
-        """Count a computed evaluation, once for all its branches and spans."""
-        if not outcome.reused and state.step != point.step:
-            state.computed, state.step = state.computed + 1, point.step
+        """Count a computed evaluation, once for all its branches and spans, and plan the next."""
+        if not outcome.reused and state.last != point.step:
+            state.last = point.step
+            state.left -= 1
+            state.next = self._planned(point, 1.0, state)
+
+    def learn(self, point: Point, reading: Reading, state: Any) -> None:
+        """Plan anew, now that it is known how far off the forecast was at the evaluation computed last."""
+        error = reading.get("forecast_error")
+        if point.step != state.last or point.step == state.told or point.age is None or point.gap is None or not error:
+            return
+        bend = error / (point.age * (point.age + point.gap) / 2)
+        now = math.log(bend / state.density[point.step] ** 2)
+        usual = now if state.usual is None else state.usual
+        state.told, state.usual = point.step, MEMORY * usual + (1 - MEMORY) * now
+        worse = math.exp(self.adapt * (now - usual))
+        state.next = self._planned(point, min(FARTHEST, max(1 / FARTHEST, worse)), state)
+
+    def _planned(self, point: Point, worse: float, state: Any) -> int:
+        """The evaluation after `point` that is computed next; beyond the run if none is left."""
+        if state.left <= 0:
+            return point.num_steps
+        share = sum(state.density[point.step :]) / (state.left + 1) / worse
+        at, passed = point.step, 0.0
+        while passed < share * (1 - 1e-9) and at < point.num_steps:
+            passed += state.density[at]
+            at += 1
+        return max(point.step + 1, min(at, point.num_steps - state.left))

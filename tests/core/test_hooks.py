@@ -304,8 +304,9 @@ def test_mixcache_run_started_and_mixcache_run_ended(plugin: Plugin, tiny_wan_ra
     assert plugin.of("ended") == started
     assert [(info.index, info.num_steps) for info in started] == [(0, 3), (1, 4), (2, 5), (3, 6)]
     assert [name for name, _ in plugin.seen if name in ("started", "ended")] == ["started", "ended"] * 4
-    assert all(len(info.sigmas) == info.num_steps for info in started)
-    assert all(list(info.sigmas) == sorted(info.sigmas, reverse=True) for info in started)
+    sigmas = [[level.sigma for level in info.levels] for info in started]
+    assert [len(row) for row in sigmas] == [3, 4, 5, 6]
+    assert all(row == sorted(row, reverse=True) for row in sigmas)
 
 
 def test_mixcache_vote(plugin: Plugin) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcache
-from mixcache import Address, Granularity, Outcome, Point, Policy, Reading, Vote, parse_granularity
+from mixcache import Address, Granularity, Outcome, Point, Policy, Reading, RunInfo, Vote, parse_granularity
 from mixcache.core.panel import Panel
 from mixcache.core.rules import RULES
 from mixcache.testing import simulate
@@ -27,6 +27,7 @@ class Eager(Policy):
         return Vote.reuse()
 
 
+RUN = RunInfo(index=0, num_steps=10)
 VALUES = st.none() | st.floats(allow_nan=True, allow_infinity=True, width=32)
 READING = st.fixed_dictionaries({"anchor_change": VALUES, "output_norm": VALUES})
 
@@ -84,7 +85,7 @@ def point(step: int = 0, branch: str = "cond", **more: Any) -> Point:
 
 
 def test_two_policies_of_one_kind_have_names_of_their_own() -> None:
-    votes = Panel([Eager(), Eager(first_steps=9), Eager()]).vote(point(), {})
+    votes = Panel([Eager(), Eager(first_steps=9), Eager()], RUN).vote(point(), {})
     assert [vote.policy for vote in votes] == ["eager", "eager#2", "eager#3"]
     assert [vote.veto for vote in votes] == [False, True, False]
 
@@ -222,7 +223,7 @@ def test_a_policy_is_asked_once_for_each_place_whether_it_covers_it() -> None:
             asked.append((point.branch, point.path))
             return point.span == (0, 2)
 
-    panel = Panel([Asked(), Remembers()])
+    panel = Panel([Asked(), Remembers()], RUN)
     places = [(branch, f"blocks[{a}:{b}]", (a, b)) for branch in ("cond", "uncond") for a, b in ((0, 2), (2, 4))]
     for step in range(3):
         for branch, path, span in places:
@@ -243,7 +244,7 @@ def test_who_learns_is_told_at_its_places_alone() -> None:
         def learn(self, point: Point, reading: Reading, state: Any) -> None:
             told.append((point.path, reading["x"]))
 
-    panel = Panel([Learns(), Remembers(), Learns(at="step")])
+    panel = Panel([Learns(), Remembers(), Learns(at="step")], RUN)
     for path, span in (("blocks[0:2]", (0, 2)), ("blocks[1:3]", (1, 3))):
         address = Address(path=path)
         panel.learn(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcache
-from mixcache import ConfigurationError, Recipe
+from mixcache import ConfigurationError, Granularity, NoiseLevel, Outcome, Point, Recipe, RunInfo
+from mixcache.core.panel import Panel
 from mixcache.testing import check_policy, simulate
-from mixcache_policies import Chebyshev, Window
-from mixcache_policies.chebyshev import nodes
+from mixcache_policies import Spread, Window
+from mixcache_policies.spread import density, influences
 from tests.zoo.every.i_to_o import ideogram4
 from tests.zoo.pipelines import wan, wan_transformer
 from tests.zoo.tiny import Tiny
@@ -26,37 +28,109 @@ def computed(session: mixcache.Session) -> set[int]:
     return {record.point.step for record in session.records if not record.outcome.reused}
 
 
-@given(steps=st.integers(1, 200), count=st.integers(1, 200))
-def test_as_many_nodes_as_asked_for_each_on_an_evaluation_of_its_own(steps: int, count: int) -> None:
-    found = nodes(steps, count)
-    assert len(set(found)) == len(found) == min(steps, count)
-    assert list(found) == sorted(found)
-    assert found[0] == 0
-    assert 0 <= found[-1] < steps
-    if count >= 2:
-        assert found[-1] == steps - 1
+def shifted(shift: float, steps: int) -> list[float]:
+    """The sigmas of a flow-matching run, from 1."""
+    return [shift * (1 - i / steps) / (1 + (shift - 1) * (1 - i / steps)) for i in range(steps)]
 
 
-@given(steps=st.integers(20, 200), share=st.floats(1.5, 5))
-def test_the_nodes_follow_the_density(steps: int, share: float) -> None:
-    """Each is within one evaluation of where a numerical integral of the density puts it, if there is room."""
-    count = int(steps / share)
-    u = (np.arange(200_000) + 0.5) / 200_000
-    density = 1 / np.sqrt((u + 1 / count) * (1 - u + 1 / count))
-    shares = np.cumsum(density) / density.sum()
-    wanted = u[np.searchsorted(shares, np.linspace(0, 1, count).clip(0, 1 - 1e-9))] * (steps - 1)
-    assume(np.diff(wanted).min() >= 1)
-    assert np.abs(np.array(nodes(steps, count)) - wanted).max() <= 1
+def flow(sigmas: list[float]) -> tuple[NoiseLevel, ...]:
+    """The levels of a flow-matching run that ends without noise."""
+    return tuple(NoiseLevel.flow(now, until) for now, until in pairwise([*sigmas, 0.0]))
 
 
-def test_gaps_are_widest_in_the_middle() -> None:
-    gaps = [b - a for a, b in pairwise(nodes(50, 18))]
-    assert max(gaps[:3] + gaps[-3:]) <= 2 < min(gaps[6:-6])
+def run(policy: Spread, levels: tuple[NoiseLevel, ...] | None, bends: Sequence[float | None]) -> list[int]:
+    """The evaluations computed where a forecast is off by `bends` times what a line misses over its gap."""
+    steps = len(bends)
+    panel, done = Panel([policy], RunInfo(index=0, num_steps=steps, levels=levels)), [0]
+    panel.started()
+    first = Point(granularity=Granularity.STEP, step=0, num_steps=steps)
+    panel.observe(first, Outcome(reused=False, reason=""))
+    for step in range(1, steps):
+        age, gap = step - done[-1], done[-1] - done[-2] if len(done) > 1 else None
+        point = Point(granularity=Granularity.STEP, step=step, num_steps=steps, age=age, gap=gap)
+        reuse = panel.vote(point, {})[0].choice == "reuse"
+        panel.observe(point, Outcome(reused=reuse, reason=""))
+        if not reuse:
+            done.append(step)
+            bend = bends[step]
+            panel.learn(point, {"forecast_error": None if bend is None else bend * age * (age + (gap or 0)) / 2})
+    return done
+
+
+@given(steps=st.integers(1, 120), data=st.data())
+def test_the_density_is_the_share_of_evaluations(steps: int, data: st.DataObject) -> None:
+    """Without measured errors, from every computed evaluation to the next is its share of the density that is left,
+    rounded up to a whole evaluation: against the density, written down once more."""
+    count = data.draw(st.integers(1, max(1, steps // 2)))
+    shift = data.draw(st.sampled_from([1.0, 5.0, 8.0]))
+    sigmas = shifted(shift, steps)
+    alphas = [1 - sigma for sigma in sigmas]
+    w = [abs(a - b) / max(c, 1 / 32) for a, b, c in zip(sigmas, [*sigmas[1:], 0.0], alphas)]
+    u = np.arange(steps) / max(steps - 1, 1)
+    edge = 3 / count
+    wanted = np.array(w) ** 0.2 / np.sqrt((u + edge) * (1 - u + edge))
+    found = run(Spread(evaluations=count), flow(sigmas), [None] * len(sigmas))
+    assert len(found) == count
+    for k, (now, after) in enumerate(pairwise([*found, steps])):
+        share = wanted[now:].sum() / (count - k)
+        last_place = after == steps - (count - k - 1)  # the rest need one evaluation each
+        assert wanted[now : after - 1].sum() < share * (1 + 1e-6)
+        assert wanted[now:after].sum() > share * (1 - 1e-6) or last_place
+
+
+def test_it_computes_more_where_forecasts_are_worse_than_usual() -> None:
+    """A bend in the middle of a run draws evaluations there, the count stays; without `adapt` it does not."""
+    levels = flow(shifted(5.0, 50))
+    expected = [p**2 for p in density(50, 20, levels)]
+    quiet = run(Spread(evaluations=20), levels, expected)
+    assert quiet == run(Spread(evaluations=20), levels, [None] * 50)
+    bent = [bend * (20 if 20 <= step < 30 else 1) for step, bend in enumerate(expected)]
+    drawn = run(Spread(evaluations=20), levels, bent)
+    assert len(drawn) == len(quiet) == 20
+    assert sum(20 <= step < 30 for step in drawn) > sum(20 <= step < 30 for step in quiet)
+    assert run(Spread(evaluations=20, adapt=0), levels, bent) == quiet
+
+
+@given(st.lists(st.none() | st.floats(0, 1e6), min_size=2, max_size=60), st.data())
+def test_the_count_is_kept_whatever_is_measured(errors: list[float | None], data: st.DataObject) -> None:
+    steps = len(errors)
+    count = data.draw(st.integers(1, steps))
+    levels = data.draw(st.none() | st.just(flow(shifted(5.0, steps))))
+    assert len(run(Spread(evaluations=count), levels, errors)) == count
+
+
+@pytest.mark.parametrize("prediction", ["flow", "epsilon", "v_prediction", "sample"])
+def test_an_influence_is_what_an_error_does_to_a_step(prediction: str) -> None:
+    """Against a first-order step written out: from the output to clean and noise, and to the next noise level."""
+
+    def clean_and_noise(x: float, output: float, alpha: float, sigma: float) -> tuple[float, float]:
+        if prediction == "flow":
+            return x - sigma * output, x + alpha * output
+        if prediction == "epsilon":
+            return (x - sigma * output) / alpha, output
+        if prediction == "sample":
+            return output, (x - alpha * output) / sigma
+        return alpha * x - sigma * output, sigma * x + alpha * output
+
+    sigmas = np.linspace(0.95, 0.1, 9)
+    pairs = [(1 - s if prediction == "flow" else math.sqrt(1 - s * s), float(s)) for s in sigmas] + [(1.0, 0.0)]
+    levels = tuple(
+        NoiseLevel(alpha=a, sigma=s, until=until, prediction=prediction)  # type: ignore[arg-type]
+        for (a, s), (_, until) in pairwise(pairs)
+    )
+    moved = []
+    for (alpha, sigma), (after, noise) in pairwise(pairs):
+        ends = []
+        for output in (0.4, 1.4):
+            clean, fresh = clean_and_noise(0.7, output, alpha, sigma)
+            ends.append(after * clean + noise * fresh)
+        moved.append(abs(ends[1] - ends[0]) / alpha)
+    assert influences(levels) == pytest.approx(moved)
 
 
 @given(steps=st.integers(1, 120), speedup=st.floats(1, 8))
 def test_a_speed_up_is_reached_by_as_many_evaluations_as_allow_it(steps: int, speedup: float) -> None:
-    records = simulate([Chebyshev(speedup=speedup)], [{}] * steps)
+    records = simulate([Spread(speedup=speedup)], [{}] * steps)
     made = sum(not record.outcome.reused for record in records)
     assert steps / made >= speedup * (1 - 1e-9) or made == 1
     assert made == steps or steps / (made + 1) < speedup * (1 + 1e-9)
@@ -65,21 +139,22 @@ def test_a_speed_up_is_reached_by_as_many_evaluations_as_allow_it(steps: int, sp
 @given(steps=st.integers(2, 120), data=st.data())
 def test_the_count_is_kept_exactly(steps: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, steps))
-    records = simulate([Chebyshev(evaluations=count)], [{}] * steps)
-    assert [r.point.step for r in records if not r.outcome.reused] == list(nodes(steps, count))
+    records = simulate([Spread(evaluations=count)], [{}] * steps)
+    assert [r.point.step for r in records if not r.outcome.reused][:1] == [0]
+    assert sum(not record.outcome.reused for record in records) == count
 
 
 @given(steps=st.integers(10, 60), first=st.integers(0, 8), data=st.data())
 def test_what_a_guard_computes_is_counted(steps: int, first: int, data: st.DataObject) -> None:
     """Evaluations that a guard forces take the place of planned ones."""
     count = data.draw(st.integers(max(2, first), steps))
-    records = simulate([Chebyshev(evaluations=count), Window(first_steps=first)], [{}] * steps)
+    records = simulate([Spread(evaluations=count), Window(first_steps=first)], [{}] * steps)
     assert sum(not record.outcome.reused for record in records) == count
 
 
 def test_it_keeps_the_laws_of_policies() -> None:
-    check_policy(Chebyshev(evaluations=3))
-    check_policy(Chebyshev(speedup=2.5))
+    check_policy(Spread(evaluations=3))
+    check_policy(Spread(speedup=2.5))
 
 
 @pytest.mark.parametrize(("choices", "count"), [({}, 6), ({"speedup": 3}, 4), ({"evaluations": 5}, 5)])
@@ -91,7 +166,7 @@ def test_enable_without_a_policy_orders(tiny: Tiny, choices: dict[str, float], c
         if evaluations == 12:
             assert len(computed(session)) == count
         else:
-            assert len(computed(session)) == Chebyshev(**choices).count(evaluations)
+            assert len(computed(session)) == Spread(**choices).count(evaluations)
 
 
 def test_two_experts_share_the_count() -> None:
@@ -137,6 +212,6 @@ def test_orders_that_cannot_be(tiny_wan_random: Tiny) -> None:
 
 def test_an_order_is_part_of_the_recipe() -> None:
     recipe = Recipe.of(None, basis="output").ordered(speedup=2.5)
-    assert str(recipe) == "chebyshev:speedup=2.5 @ basis=output"
+    assert str(recipe) == "spread:speedup=2.5 @ basis=output"
     assert Recipe.parse(str(recipe)) == recipe
     assert math.isclose(recipe.policies[0].speedup, 2.5)  # type: ignore[attr-defined]
