@@ -13,13 +13,13 @@ __version__ = "0.2.0"
 _FROM = {
     "mixcache.errors": (
         "AttachError ConfigurationError MixcacheError NothingReusedWarning PluginError RunError TraceError "
-        "UnknownNameError"
+        "TunedElsewhereWarning UnknownNameError"
     ),
     "mixcache.core.points": (
         "Address Granularity NoiseLevel Outcome Point Reading RunInfo Verdict Vote parse_granularity"
     ),
     "mixcache.core.policy": "Policy",
-    "mixcache.core.validators": "ge gt none_or one_of",
+    "mixcache.core.validators": "ge gt none_or one_of tunable",
     "mixcache.core.tables": "Calibration Calibrations Fit load_calibration nearest resample",
     "mixcache.core.hooks": "hookimpl",
     "mixcache.core.streams": "Beside Input Streams Value",
@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from mixcache.core.validators import gt as gt
     from mixcache.core.validators import none_or as none_or
     from mixcache.core.validators import one_of as one_of
+    from mixcache.core.validators import tunable as tunable
     from mixcache.errors import AttachError as AttachError
     from mixcache.errors import ConfigurationError as ConfigurationError
     from mixcache.errors import MixcacheError as MixcacheError
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from mixcache.errors import PluginError as PluginError
     from mixcache.errors import RunError as RunError
     from mixcache.errors import TraceError as TraceError
+    from mixcache.errors import TunedElsewhereWarning as TunedElsewhereWarning
     from mixcache.errors import UnknownNameError as UnknownNameError
     from mixcache.host.adapter import ModelAdapter as ModelAdapter
     from mixcache.host.adapter import PipelineFolder as PipelineFolder

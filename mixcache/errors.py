@@ -45,6 +45,10 @@ class NothingReusedWarning(UserWarning):
     """A run went to its end and nothing of it was reused; says why. Warned once per session."""
 
 
+class TunedElsewhereWarning(UserWarning):
+    """A recipe of `mixcache tune` is used in a run unlike those that it was measured in; says what differs."""
+
+
 T = TypeVar("T")
 
 

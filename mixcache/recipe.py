@@ -7,14 +7,13 @@ Recipe.from_toml("fast.toml")
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from attrs import Attribute, evolve, field, fields, frozen
 
+from mixcache import settings
 from mixcache import spec as grammar
 from mixcache.core import catalogue
 from mixcache.core.files import write_whole
@@ -23,14 +22,7 @@ from mixcache.core.points import Granularity, parse_granularity
 from mixcache.core.policy import Policy
 from mixcache.core.validators import ge, none_or, one_of
 from mixcache.errors import ConfigurationError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-EMPTY = '""'
-"""The empty key in TOML."""
+from mixcache.host.tuned import Tuned
 
 Choice = tuple[tuple[str, Any], ...]
 """What was chosen for each level ("step", "cfg", "block"), or for all ("")."""
@@ -69,6 +61,10 @@ def _anchors(given: Any) -> Choice:
     return _by_level("anchor", given)
 
 
+def _tuned(given: Any) -> Tuned | None:
+    return Tuned.read(given)
+
+
 def _rule(given: Any) -> Any:
     catalogue.build_rule(given)
     return given
@@ -85,9 +81,10 @@ class Recipe:
     max_cache_bytes: the most that one run's cache may hold; places for which there is no room are computed.
     offload: "cpu" keeps the cache in main memory, at the price of a transfer for every reuse. audit: compute beside
     every reuse what was skipped, to record its true error. on_error: "compute" computes where a plugin fails, and the
-    report says so; "raise" lets the run fail.
+    report says so; "raise" lets the run fail. tuned: what `mixcache tune` measured it for, the table of that name in
+    TOML; no choice, and no part of the text.
 
-    Two recipes are equal if they say the same; `Recipe.parse(str(recipe)) == recipe` for registered plugins. Raises
+    Two recipes are equal if they choose the same; `Recipe.parse(str(recipe)) == recipe` for registered plugins. Raises
     `ConfigurationError` for a value that cannot be, `UnknownNameError` for a plugin that nobody registered.
     """
 
@@ -101,6 +98,7 @@ class Recipe:
     offload: str | None = field(default=None, validator=one_of(None, "cpu"))
     audit: bool = field(default=False, validator=one_of(False, True))
     on_error: Literal["raise", "compute"] = field(default="raise", validator=one_of("raise", "compute"))
+    tuned: Tuned | None = field(default=None, converter=_tuned, eq=False, repr=False)
 
     @classmethod
     def of(cls, policies: Any, **choices: Any) -> Recipe:
@@ -141,13 +139,7 @@ class Recipe:
 
         Raises `ConfigurationError` for a file that cannot be read, is no TOML, or says what cannot be.
         """
-        file = Path(str(path).strip())
-        try:
-            told: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigurationError(f"cannot read the settings {str(file)!r}: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{str(file)!r} is no TOML file: {error}.") from error
+        file, told = settings.read(path)
         if "policies" not in told:
             raise ConfigurationError(f"{str(file)!r} must set `policies`, such as 'easycache:threshold=0.05'.")
         try:
@@ -193,16 +185,18 @@ class Recipe:
 
     def to_toml(self) -> str:
         """This recipe as a TOML file that `from_toml` reads."""
-        lines = [f"policies = [{', '.join(_toml(catalogue.spec_of(policy)) for policy in self.policies)}]"]
+        lines = [f"policies = {settings.value([catalogue.spec_of(policy) for policy in self.policies])}"]
         for attribute in _choices():
             value = getattr(self, attribute.name)
             if attribute.name in _KINDS:
                 alone = [level for level, _ in value] == [""]
                 for level, item in value:  # where some levels have their own, "" is the key of all the others
-                    key = attribute.name if alone else f"{attribute.name}.{level or EMPTY}"
-                    lines.append(f"{key} = {_toml(catalogue.spec_of(item))}")
+                    key = attribute.name if alone else f"{attribute.name}.{level or settings.EMPTY}"
+                    lines.append(f"{key} = {settings.value(catalogue.spec_of(item))}")
             elif value != attribute.default:
-                lines.append(f"{attribute.name} = {_toml(value)}")
+                plain = isinstance(value, (bool, int))
+                lines.append(f"{attribute.name} = {settings.value(value if plain else _named(value))}")
+        lines += [] if self.tuned is None else settings.table("tuned", self.tuned.told())
         return "\n".join(lines) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -254,8 +248,8 @@ _KINDS = {"basis": "basis", "forecast": "forecaster", "anchor": "anchor"}
 
 
 def _choices() -> list[Attribute[Any]]:
-    """The fields of a recipe but the policies."""
-    return [a for a in fields(Recipe) if a.name != "policies"]
+    """The fields of a recipe but the policies, and what it was tuned for."""
+    return [a for a in fields(Recipe) if a.name not in ("policies", "tuned")]
 
 
 def _is_file(text: str) -> bool:
@@ -283,14 +277,6 @@ def _scalar(key: str, value: Any) -> Any:
 def _named(value: Any) -> str:
     """A plain choice as text; a function by its name."""
     return str(value).lower() if isinstance(value, bool) else str(getattr(value, "__name__", value))
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    return json.dumps(_named(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # what else TOML wants escaped
 
 
 def _chosen(choice: Sequence[tuple[str, Any]]) -> dict[Granularity, Any]:

@@ -33,6 +33,7 @@ from mixcache.host.patch import Attachment, block_hook, check_compiled, root_hoo
 from mixcache.host.protocol import Host
 from mixcache.host.rows import Row
 from mixcache.host.sites import Layout
+from mixcache.host.tuned import Conditions, check_model, check_run
 from mixcache.recipe import Recipe
 
 
@@ -40,7 +41,7 @@ class Session:
     """mixcache on one pipeline or model. Made by `mixcache.enable`; a context manager that disables on leaving.
 
     recipe: as it was asked for. calibrated: with the tables of the model. records: those of the last run; a trace file
-    keeps all of them, the report sums of all.
+    keeps all of them, the report sums of all. conditions: under which the last run that is over was made.
     """
 
     def __init__(
@@ -61,6 +62,9 @@ class Session:
         self._trace: Writer | None = None
         self._attachments: list[Attachment] = []
         self._models = models_of(target)
+        self._target = target
+        self.conditions: Conditions | None = None
+        check_model(recipe.tuned, self._models)
         plan = recipe.plan(group)
         for model in self._models.values():
             check_compiled(model, inside=plan.uses(Granularity.BLOCK))
@@ -224,6 +228,8 @@ class Session:
         loop = run.memory
         with self._lock:
             self._peak_bytes = max(self._peak_bytes, loop.store.peak_bytes)
+        self.conditions = Conditions.of(run, self._host.solver(), self._target)
+        check_run(self.recipe.tuned, self.conditions, self._calls.notes)
         if loop.reuses or run.step_now < run.num_steps - 1:
             return
         told = [(reason, count) for reason, count in loop.why.most_common() if FOLLOWS not in reason]
@@ -253,8 +259,8 @@ def _check_group(group: Any, recipe: Recipe) -> None:
         )
     if recipe.max_cache_bytes is not None or recipe.on_error != "raise":
         raise ConfigurationError(
-            "`group` does not go with `max_cache_bytes` or on_error='compute': one rank alone could run out of room or "
-            "fail, compute, and wait for the others for ever."
+            "a model that is sharded over a `group` of ranks does not go with `max_cache_bytes` or on_error='compute': "
+            "one rank alone could run out of room or fail, compute, and wait for the others for ever. Leave these out."
         )
 
 
@@ -277,8 +283,8 @@ def enable(
     least so much; of a policy that takes such orders, as the recommended one does.
     choices: the other fields of `Recipe` by name: rule, basis, forecast, anchor, samples, max_cache_bytes, offload,
     audit, on_error. They hold where `policies` says nothing itself.
-    group: the torch.distributed process group over which the model is sharded, by default that of diffusers' parallel
-    configuration; its ranks decide by the worst of their readings, so all alike. Without any, every rank decides alone.
+    group: the torch.distributed process group over which the model is sharded, by default that of FSDP or diffusers'
+    parallel configuration; its ranks decide by the worst of their readings, so all alike. Without any, each by its own.
     adapter: for a transformer class that no plugin describes. trace: a JSON-lines file to write while running.
 
     Returns the `Session`. Raises `ConfigurationError` for a bad argument and `AttachError` for a target that cannot be

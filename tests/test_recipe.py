@@ -136,7 +136,7 @@ POLICIES = st.lists(made("policy"), min_size=1, max_size=3)
 
 
 def test_every_choice_is_drawn_here() -> None:
-    assert {a.name for a in attrs.fields(Recipe)} == {"policies", *CHOICES}
+    assert {a.name for a in attrs.fields(Recipe)} == {"policies", "tuned", *CHOICES}
 
 
 @st.composite

@@ -27,6 +27,7 @@ from mixcache.core.trace import Record
 from mixcache.errors import ConfigurationError, MixcacheError
 from mixcache.host.bounds import Bound
 from mixcache.host.diffusers import models_of
+from mixcache.host.tuned import Conditions
 from mixcache.recipe import Recipe
 from mixcache.session import Session, enable
 
@@ -38,6 +39,7 @@ class Generation:
     frames_FHWC: in [0, 1]. latents: the final ones, or `None` if the pipeline does not show them. seconds: in the
     denoising loop. calls: of the transformers. report: `None` if uncached. mask: one character per step, "1" computed,
     "0" reused, "+" in part. records: every visit of the run. bound: of an audited call.
+    conditions: under which a call with a recipe was made.
     """
 
     frames_FHWC: Frames
@@ -48,6 +50,7 @@ class Generation:
     mask: str = ""
     records: tuple[Record, ...] = ()
     bound: Bound | None = None
+    conditions: Conditions | None = None
 
 
 class LoopClock:
@@ -157,6 +160,7 @@ def generate(
         mask=_mask(records),
         records=records,
         bound=session.bound() if session is not None and session.recipe.audit else None,
+        conditions=None if session is None else session.conditions,
     )
 
 

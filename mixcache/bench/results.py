@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from mixcache.bench.cases import SCHEMA, Case, CaseStore, converter
 from mixcache.bench.comparison import Comparison
 from mixcache.bench.flags import UNCACHED
 from mixcache.bench.rival import Rival, is_plain
-from mixcache.bench.statistics import Spread
+from mixcache.bench.statistics import spread
 from mixcache.bench.summaries import Summary
 from mixcache.core.files import write_whole
 
@@ -77,14 +76,6 @@ def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[Colum
             ("PSNR dB (worst)", lambda s: spread(s.truth_psnr, 1)),
         ]
     return [*columns, ("cache bytes", lambda s: f"{s.cache_bytes:,}")]
-
-
-def spread(measured: Spread | None, digits: int, sign: str = "") -> str:
-    """The cell of a measure: "56.1 ±1.2 (44.4)"; "-" where it is not known."""
-    if measured is None or math.isnan(measured.mean):
-        return "-"
-    half = "" if measured.half_width is None else f" ±{measured.half_width:.{digits}f}"
-    return f"{measured.mean:{sign}.{digits}f}{half} ({measured.worst:{sign}.{digits}f})"
 
 
 def _name(summary: Summary) -> str:

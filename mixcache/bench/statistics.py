@@ -56,3 +56,11 @@ class Spread:
     def half_width(self) -> float | None:
         """Half of the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+def spread(measured: Spread | None, digits: int, sign: str = "") -> str:
+    """The cell of a measure: "56.1 ±1.2 (44.4)"; "-" where it is not known."""
+    if measured is None or math.isnan(measured.mean):
+        return "-"
+    half = "" if measured.half_width is None else f" ±{measured.half_width:.{digits}f}"
+    return f"{measured.mean:{sign}.{digits}f}{half} ({measured.worst:{sign}.{digits}f})"

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from mixcache.cli.guard import guarded
 
-COMMANDS = ("demo", "generate", "compare", "calibrate", "inspect", "bench", "plugins")
+COMMANDS = ("demo", "generate", "compare", "tune", "calibrate", "inspect", "bench", "plugins")
 """The commands, in the order in which help lists them."""
 
 

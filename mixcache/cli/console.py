@@ -64,6 +64,13 @@ class Bar:
             left = (time.monotonic() - self._begin) / self._made * (self._calls - self._made)
             print(f"{self._made}/{self._calls} runs; {text}; {left:.0f} s left", file=sys.stderr, flush=True)
 
+    def say(self, text: str) -> None:
+        """A line of its own, that stays."""
+        if self._progress.console.is_terminal:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def observed(self) -> None:
         """A call is over; say how far the work is."""
         self.call()

@@ -22,7 +22,10 @@ from mixcache.core.signals import SideInput, Signal
 
 @hookspec
 def mixcache_policies() -> list[type[Policy]]:  # type: ignore[empty-body]
-    """Policy classes this plugin offers; each is known by its `policy_name()`."""
+    """Policy classes this plugin offers; each is known by its `policy_name()`.
+
+    What `mixcache tune` may vary of one, its fields say: `metadata=tunable(0.01, 0.5, log=True)`.
+    """
 
 
 @hookspec

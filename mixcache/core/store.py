@@ -241,6 +241,11 @@ class Store:
         slot = self._slots.get(address)
         return (None, None, 0) if slot is None else slot.counts(step)
 
+    def entered(self, path: str) -> tuple[int, ...] | None:
+        """The shape, without the batch, of what entered a place of this path; `None` if none was visited."""
+        forms = [slot.form for address, slot in self._slots.items() if address.path == path and slot.form]
+        return tuple(forms[0][0][0])[1:] if forms and forms[0] else None
+
     def add(self, address: Address, slot: Slot) -> Slot:
         """Take the slot of a place that is visited for the first time."""
         self._slots[address] = slot

@@ -4,13 +4,17 @@ A field says what it takes:
 
     every: int = field(default=2, validator=ge(1, whole=True))
     longest_run: int | None = field(default=None, validator=none_or(ge(0, whole=True)))
+
+and, if `mixcache tune` may vary it, within which bounds:
+
+    threshold: float = field(default=0.05, validator=ge(0), metadata=tunable(0.01, 0.5, log=True))
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -33,6 +37,35 @@ class Check:
         except (TypeError, ValueError, OverflowError):
             name = f"{type(instance).__name__}({attribute.name}=...)"
             raise ConfigurationError(f"`{name}` must be {self.wanted}, got {value!r}.") from None
+
+
+TUNED = "tuned"
+"""The key of `Tunable` in the metadata of a field."""
+
+
+@frozen
+class Tunable:
+    """The values of a field that a search tries: from `low` to `high` (whole ones, if both are), or `choices`."""
+
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are tried."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+def tunable(low: float = 0, high: float = 0, *, log: bool = False, choices: Sequence[str] = ()) -> dict[str, Tunable]:
+    """Metadata of a field whose values `mixcache tune` may choose: between two bounds, both included, or by name.
+
+    log: whether a search steps by ratios. Raises `ConfigurationError` for bounds that are none.
+    """
+    if not choices and not (low < high and (low > 0 or not log)):
+        raise ConfigurationError(f"`tunable({low!r}, {high!r})` must rise, and begin above 0 with `log`.")
+    return {TUNED: Tunable(low, high, log, tuple(choices))}
 
 
 def ge(bound: float, whole: bool = False) -> Check:

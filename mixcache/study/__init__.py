@@ -14,6 +14,10 @@
     masks = study.search(runs, evaluations=18, basis="noise", forecast="linear")  # priced without any further run
     best = study.check(model, masks, model.tuning[:6])[0]  # and run for real
 
+    found = study.tune(model, "psnr>=40", folder="tuning")  # searched on tuning prompts, tried on held-out ones
+    print(*found.lines(), sep="\n")
+    found.save("tuned.toml")  # mixcache.enable(pipe, "tuned.toml")
+
 Whoever brings a policy that reads a table brings a `Calibrator` with it: `Observing` fits the table to signals,
 `Probing` measures how much an error at each step does to the result. Importing this room is cheap: a name is loaded
 when it is first used.
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from mixcache.study.searching import Found, price, search
     from mixcache.study.tables import save_calibration
     from mixcache.study.trying import Checked, Trial, rank_correlation
+    from mixcache.study.tuning import tune
+    from mixcache.study.verdicts import Tuning
     from mixcache.study.watching import observer
 
 _NAMES = {
@@ -53,6 +59,7 @@ _NAMES = {
     "Recording": "mixcache.study.recording",
     "Regret": "mixcache.study.oracles",
     "Trial": "mixcache.study.trying",
+    "Tuning": "mixcache.study.verdicts",
     "budgets": "mixcache.study.oracles",
     "calibrate": "mixcache.study.calibration",
     "check": "mixcache.study.running",
@@ -66,6 +73,7 @@ _NAMES = {
     "replay": "mixcache.study.replaying",
     "save_calibration": "mixcache.study.tables",
     "search": "mixcache.study.searching",
+    "tune": "mixcache.study.tuning",
 }
 
 __all__ = [
@@ -82,6 +90,7 @@ __all__ = [
     "Recording",
     "Regret",
     "Trial",
+    "Tuning",
     "budgets",
     "calibrate",
     "check",
@@ -95,6 +104,7 @@ __all__ = [
     "replay",
     "save_calibration",
     "search",
+    "tune",
 ]
 
 

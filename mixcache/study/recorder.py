@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,7 @@ from mixcache.bench.loading import Model
 from mixcache.core.points import Granularity, Point
 from mixcache.core.signals import Signal, Tensors
 from mixcache.core.trace import Record
-from mixcache.errors import ConfigurationError
+from mixcache.errors import ConfigurationError, NothingReusedWarning
 from mixcache.host.bounds import response
 from mixcache.host.diffusers import models_of
 from mixcache.host.facts import fit
@@ -79,6 +80,14 @@ class Recorder:
             watch.leave(listener)
             for handle in handles:
                 handle.remove()
+
+    def follow(self, make: Callable[[Recipe], Any], prompt: str, seed: int) -> tuple[Any, Callable[[], Recording]]:
+        """What `make` makes with a recipe that reuses nothing, and what gives the numbers of it (`recording`)."""
+        with self.watching(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingReusedWarning)
+            made = make(self.recipe)
+        notes = () if made.report is None else made.report.notes
+        return made, lambda: self.recording(made.records, made.latents, notes, prompt, seed)
 
     def recording(
         self, records: Sequence[Record], latents: Tensor | None, notes: Sequence[str], prompt: str, seed: int

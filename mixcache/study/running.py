@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mixcache.bench.generation import Generation, generate
 from mixcache.bench.loading import Model
 from mixcache.bench.metrics.frames import psnr, relative_error
 from mixcache.bench.watch import Watch
-from mixcache.errors import ConfigurationError, NothingReusedWarning
+from mixcache.errors import ConfigurationError
 from mixcache.study.oracles import Best, improve
 from mixcache.study.pricing import Pricing
 from mixcache.study.recorder import Recorder
@@ -38,12 +37,10 @@ def record(
     dtype, until the run ends. Raises `ConfigurationError` where the run cannot be followed: a branch that is not called
     at every step, or outputs that are combined in a way that is no weighted sum.
     """
-    recorder = Recorder(model)
-    with recorder.watching(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingReusedWarning)
-        made = generate(model, prompt, seed, arguments, recorder.recipe, on_step=on_step)
-    notes = () if made.report is None else made.report.notes
-    return recorder.recording(made.records, made.latents, notes, prompt, seed)
+    _, numbers = Recorder(model).follow(
+        lambda recipe: generate(model, prompt, seed, arguments, recipe, on_step=on_step), prompt, seed
+    )
+    return numbers()
 
 
 class Trials:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import define, field, frozen
 
-from mixcache import Granularity, Outcome, Point, Policy, Reading, Vote, ge, parse_granularity
+from mixcache import Granularity, Outcome, Point, Policy, Reading, Vote, ge, parse_granularity, tunable
 
 
 @frozen(kw_only=True)
@@ -34,7 +34,7 @@ class BWCache(Policy):
     branches = "independent"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    threshold: float = field(default=0.15, validator=ge(0))
+    threshold: float = field(default=0.15, validator=ge(0), metadata=tunable(0.02, 0.6, log=True))
     run_share: float = field(default=0.1, validator=ge(0))
     open_share: float = field(default=0.5, validator=ge(0))
 

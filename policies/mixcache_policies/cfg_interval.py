@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import Granularity, Point, Policy, Reading, Vote, ge, parse_granularity
+from mixcache import Granularity, Point, Policy, Reading, Vote, ge, parse_granularity, tunable
 
 
 @frozen(kw_only=True)
@@ -23,7 +23,7 @@ class CFGInterval(Policy):
     name: ClassVar[str] = "cfg"
 
     at: Granularity = field(default=Granularity.CFG, converter=parse_granularity)
-    every: int = field(default=2, validator=ge(1, whole=True))
+    every: int = field(default=2, validator=ge(1, whole=True), metadata=tunable(2, 8))
     first_steps: int = field(default=2, validator=ge(0, whole=True))
     last_steps: int = field(default=1, validator=ge(0, whole=True))
 

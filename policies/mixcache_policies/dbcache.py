@@ -17,6 +17,7 @@ from mixcache import (
     ge,
     none_or,
     parse_granularity,
+    tunable,
 )
 
 
@@ -44,7 +45,7 @@ class DBCache(Policy):
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
     first_blocks: int = field(default=8, validator=ge(1, whole=True))
     last_blocks: int = field(default=0, validator=ge(0, whole=True))
-    threshold: float = field(default=0.08, validator=ge(0))
+    threshold: float = field(default=0.08, validator=ge(0), metadata=tunable(0.01, 0.5, log=True))
     first_steps: int = field(default=8, validator=ge(0, whole=True))
     most: int | None = field(default=None, validator=none_or(ge(0, whole=True)))
 

@@ -6,7 +6,18 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import ConfigurationError, Granularity, Point, Policy, Reading, Vote, ge, none_or, parse_granularity
+from mixcache import (
+    ConfigurationError,
+    Granularity,
+    Point,
+    Policy,
+    Reading,
+    Vote,
+    ge,
+    none_or,
+    parse_granularity,
+    tunable,
+)
 
 
 @frozen(kw_only=True)
@@ -35,7 +46,7 @@ class DeltaDiT(Policy):
     name: ClassVar[str] = "deltadit"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    every: int = field(default=2, validator=ge(1, whole=True))
+    every: int = field(default=2, validator=ge(1, whole=True), metadata=tunable(2, 8))
     blocks: int | None = field(default=None, validator=none_or(ge(1, whole=True)))
     boundary: float = field(default=0.6, validator=ge(0))
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import ConfigurationError, Granularity, Point, Reading, Vote, ge, parse_granularity
+from mixcache import ConfigurationError, Granularity, Point, Reading, Vote, ge, parse_granularity, tunable
 from mixcache_policies.first_share import FirstShare
 
 
@@ -40,7 +40,7 @@ class DiCache(FirstShare):
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
     probe_blocks: int = field(default=1, validator=ge(1, whole=True))
-    threshold: float = field(default=0.08, validator=ge(0))
+    threshold: float = field(default=0.08, validator=ge(0), metadata=tunable(0.01, 0.5, log=True))
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """All blocks after the probe."""

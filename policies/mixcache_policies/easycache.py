@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from mixcache import Point, Policy, Reading, Vote, ge
+from mixcache import Point, Policy, Reading, Vote, ge, tunable
 
 
 @frozen(kw_only=True)
@@ -32,8 +32,8 @@ class EasyCache(Policy):
     signals = ("sum(predicted_change)",)
     branches = "leader"
 
-    threshold: float = field(default=0.05, validator=ge(0))
-    first_steps: int = field(default=10, validator=ge(0, whole=True))
+    threshold: float = field(default=0.05, validator=ge(0), metadata=tunable(0.01, 1.0, log=True))
+    first_steps: int = field(default=10, validator=ge(0, whole=True), metadata=tunable(1, 12))
     last_steps: int = field(default=1, validator=ge(0, whole=True))
 
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import Granularity, Point, Reading, Vote, ge, parse_granularity
+from mixcache import Granularity, Point, Reading, Vote, ge, parse_granularity, tunable
 from mixcache_policies.first_share import FirstShare
 
 
@@ -32,7 +32,7 @@ class FasterCache(FirstShare):
 
     at: Granularity = field(default=Granularity.CFG, converter=parse_granularity)
     first_share: float = field(default=0.34, validator=ge(0))
-    every: int = field(default=5, validator=ge(1, whole=True))
+    every: int = field(default=5, validator=ge(1, whole=True), metadata=tunable(2, 8))
 
     def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
         """At CFG, the difference of the branches with its frequencies weighted."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import Granularity, Point, Policy, Reading, Vote, ge, parse_granularity
+from mixcache import Granularity, Point, Policy, Reading, Vote, ge, parse_granularity, tunable
 
 
 @frozen(kw_only=True)
@@ -28,7 +28,7 @@ class FirstBlock(Policy):
     branches = "independent"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    threshold: float = field(default=0.05, validator=ge(0))
+    threshold: float = field(default=0.05, validator=ge(0), metadata=tunable(0.01, 0.5, log=True))
 
     def spans(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """All blocks but the first."""

@@ -22,6 +22,7 @@ from mixcache import (
     nearest,
     none_or,
     parse_granularity,
+    tunable,
 )
 from mixcache_policies.first_share import FirstShare
 
@@ -72,7 +73,7 @@ class MagCache(FirstShare):
     branches = "independent"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    threshold: float = field(default=0.12, validator=ge(0))
+    threshold: float = field(default=0.12, validator=ge(0), metadata=tunable(0.01, 0.5, log=True))
     longest_run: int | None = field(default=4, validator=none_or(ge(0, whole=True)))
     inclusive: bool = False
     ratios: Mapping[str, tuple[float, ...]] | Ratios | None = field(default=None, converter=_by_branch, repr=False)

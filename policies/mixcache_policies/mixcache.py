@@ -22,6 +22,7 @@ from mixcache import (
     none_or,
     one_of,
     parse_granularity,
+    tunable,
 )
 
 STEP, CFG, BLOCK = Granularity.STEP, Granularity.CFG, Granularity.BLOCK
@@ -128,7 +129,7 @@ class MixCache(Policy):
     one_state = True
 
     at: Granularity = field(default=STEP, init=False, repr=False)  # no choice: `among` says where
-    threshold: float = field(default=0.15, validator=ge(0))
+    threshold: float = field(default=0.15, validator=ge(0), metadata=tunable(0.02, 2.0, log=True))
     choice: Literal["saved", "paper"] = field(default="saved", validator=one_of("saved", "paper"))
     among: str | None = field(default=None)
     last_steps: int = field(default=1, validator=ge(0, whole=True))

@@ -10,7 +10,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from mixcache import Point, Policy, Reading, Signal, Tensors, Vote, ge
+from mixcache import Point, Policy, Reading, Signal, Tensors, Vote, ge, tunable
 
 POWER, SMALL = 3, 1e-6
 """The spectrum of clean content falls as |f|^-3; what keeps it finite at f = 0, and the filter where all is noise."""
@@ -83,7 +83,7 @@ class SeaCache(Policy):
     signals = (SEA_CHANGE, "sum(sea_change)")
     branches = "leader"
 
-    threshold: float = field(default=0.2, validator=ge(0))
+    threshold: float = field(default=0.2, validator=ge(0), metadata=tunable(0.02, 2.0, log=True))
     first_steps: int = field(default=1, validator=ge(0, whole=True))
     last_steps: int = field(default=1, validator=ge(0, whole=True))
 

@@ -22,6 +22,7 @@ from mixcache import (
     Vote,
     ge,
     none_or,
+    tunable,
 )
 
 ROWS = ("sigma", "x", "t", "output")
@@ -104,7 +105,7 @@ class SenCache(Policy):
     signals = (DISTANCE,)
     branches = "leader"
 
-    threshold: float = field(default=0.34, validator=ge(0))
+    threshold: float = field(default=0.34, validator=ge(0), metadata=tunable(0.03, 3.0, log=True))
     early: float = field(default=0.024, validator=ge(0))
     early_share: float = field(default=0.2, validator=ge(0))
     first_steps: int = field(default=1, validator=ge(0, whole=True))

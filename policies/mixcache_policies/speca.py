@@ -16,6 +16,7 @@ from mixcache import (
     ge,
     gt,
     none_or,
+    tunable,
 )
 
 
@@ -52,7 +53,7 @@ class SpeCa(Policy):
     one_state = True
 
     at: Granularity = field(default=Granularity.BLOCK, init=False, repr=False)  # no choice: a block verifies
-    threshold: float = field(default=0.1, validator=ge(0))
+    threshold: float = field(default=0.1, validator=ge(0), metadata=tunable(0.02, 0.6, log=True))
     decay: float = field(default=0.5, validator=gt(0))
     order: int = field(default=1, validator=ge(0, whole=True))
     first_steps: int = field(default=3, validator=ge(0, whole=True))

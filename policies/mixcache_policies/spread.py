@@ -23,6 +23,7 @@ from mixcache import (
 
 FAINTEST = 1 / 32  # of alpha: below, an error of the clean part is not what is left of the noise
 MEMORY = 0.7  # how much of the usual error is remembered from one computed evaluation to the next
+FEW = 10  # steps below which nothing is reused unless it is ordered
 FARTHEST = 2.0  # an error above or below the usual moves a gap by this factor at most
 
 
@@ -82,8 +83,9 @@ class Spread(Policy):
     that it bridged, b: the gap before. A line is off by a (a + b) / 2 where the output bends by 1.
 
     evaluations: how many are computed; the first always is. speedup: as a ratio instead, evaluations of the run over
-    those computed, at least that much (the ideal speed-up; 2 if neither is given). Give one of them. adapt: 0 goes by
-    the density alone.
+    those computed, at least that much (the ideal speed-up). Give one of them; if neither is given, half of the
+    evaluations are computed, and all of a run of fewer than 10: there a plain run of half the steps was as good on
+    every model tried. adapt: 0 goes by the density alone.
 
     Raises `ConfigurationError` if a run has fewer evaluations than are to be computed.
     """
@@ -122,6 +124,8 @@ class Spread(Policy):
         """How many of `steps` evaluations are computed."""
         if self.evaluations is not None:
             return self.evaluations
+        if self.speedup is None and steps < FEW:
+            return steps
         return max(1, math.floor(steps / (2.0 if self.speedup is None else self.speedup) + 1e-9))
 
     def rebuilt(self, granularity: Granularity, span: tuple[int, int] | None = None) -> tuple[str | None, str | None]:
@@ -144,6 +148,8 @@ class Spread(Policy):
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Compute what is planned, and all branches and spans of what was begun."""
         count = self.count(point.num_steps)
+        if count == point.num_steps < FEW and self.evaluations is None:
+            return Vote.compute(f"a run of {count} steps gains nothing over fewer steps; order a speedup to reuse")
         if point.step >= state.next or point.step == state.last:
             return Vote.compute(f"one of the {count} evaluations ordered")
         return Vote.reuse(f"between the {count} evaluations ordered")
@@ -167,7 +173,7 @@ class Spread(Policy):
         worse = math.exp(self.adapt * (now - usual))
         state.next = self._planned(point, min(FARTHEST, max(1 / FARTHEST, worse)), state)
 
-    def _planned(self, point: Point, worse: float, state: Any) -> int:
+    def _planned(self, point: Point, worse: float, state: State) -> int:
         """The evaluation after `point` that is computed next; beyond the run if none is left."""
         if state.left <= 0:
             return point.num_steps

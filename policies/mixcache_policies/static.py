@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from mixcache import ConfigurationError, Point, Policy, Reading, Vote, ge, none_or
+from mixcache import ConfigurationError, Point, Policy, Reading, Vote, ge, none_or, tunable
 
 
 @frozen(kw_only=True)
@@ -21,7 +21,7 @@ class Static(Policy):
     for all of them.
     """
 
-    every: int = field(default=2, validator=ge(1, whole=True))
+    every: int = field(default=2, validator=ge(1, whole=True), metadata=tunable(2, 8))
     first_steps: int = field(default=2, validator=ge(0, whole=True))
     last_steps: int = field(default=1, validator=ge(0, whole=True))
     blocks: int | None = field(default=None, validator=none_or(ge(1, whole=True)))

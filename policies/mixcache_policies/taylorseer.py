@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from mixcache import Granularity, Point, Policy, Reading, Vote, ge, none_or, parse_granularity
+from mixcache import Granularity, Point, Policy, Reading, Vote, ge, none_or, parse_granularity, tunable
 
 
 @frozen(kw_only=True)
@@ -32,7 +32,7 @@ class TaylorSeer(Policy):
     name: ClassVar[str] = "taylorseer"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    every: int = field(default=5, validator=ge(1, whole=True))
+    every: int = field(default=5, validator=ge(1, whole=True), metadata=tunable(2, 8))
     order: int = field(default=1, validator=ge(0, whole=True))
     first_steps: int = field(default=1, validator=ge(0, whole=True))
     next_full: int | None = field(default=None, validator=none_or(ge(1, whole=True)))

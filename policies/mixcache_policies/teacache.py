@@ -21,6 +21,7 @@ from mixcache import (
     Vote,
     ge,
     parse_granularity,
+    tunable,
 )
 
 _MISSING = (
@@ -93,7 +94,7 @@ class TeaCache(Policy):
     branches = "independent"
 
     at: Granularity = field(default=Granularity.BLOCK, converter=parse_granularity)
-    threshold: float = field(default=0.1, validator=ge(0))
+    threshold: float = field(default=0.1, validator=ge(0), metadata=tunable(0.02, 1.0, log=True))
     first_steps: int = field(default=1, validator=ge(0, whole=True))
     last_steps: int = field(default=1, validator=ge(0, whole=True))
     coefficients: tuple[float, ...] | None = field(default=None, converter=_numbers)

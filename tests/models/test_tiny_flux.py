@@ -22,7 +22,6 @@ from mixcache_models.tiny_flux.score import measure, score, wanted
 ROOT = Path(__file__).parents[2]
 
 
-
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     loaded = tiny_flux.load()

@@ -169,6 +169,18 @@ def test_enable_without_a_policy_orders(tiny: Tiny, choices: dict[str, float], c
             assert len(computed(session)) == Spread(**choices).count(evaluations)
 
 
+def test_a_run_of_few_steps_is_computed_and_told_why(tiny_wan_random: Tiny) -> None:
+    plain = tiny_wan_random.run(8)
+    with mixcache.enable(tiny_wan_random.pipe) as session:
+        with pytest.warns(mixcache.NothingReusedWarning, match="8 steps gains nothing over fewer steps; order a speed"):
+            assert torch.equal(tiny_wan_random.run(8), plain)
+        tiny_wan_random.run(10)
+        assert len(computed(session)) == 5
+    with mixcache.enable(tiny_wan_random.pipe, speedup=2) as session:
+        tiny_wan_random.run(8)
+        assert len(computed(session)) == 4
+
+
 def test_two_experts_share_the_count() -> None:
     """The evaluation at which the second begins is computed, and is one of those ordered."""
     tiny = wan(transformer_2=wan_transformer(seed=3), boundary_ratio=0.9)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mixcache.core.points import Point
 from mixcache.core.streams import Beside, Streams
 from mixcache.core.tables import Calibrations
-from mixcache.core.validators import one_of
+from mixcache.core.validators import one_of, tunable
 from mixcache.errors import ConfigurationError, PluginError
 
 Abscissa = Literal["step", "sigma"]
@@ -50,7 +50,12 @@ class Forecaster:
 
     name: ClassVar[str] = ""
     reads: ClassVar[frozenset[str]] = frozenset()
-    abscissa: Abscissa = field(default="step", validator=one_of("step", "sigma"), kw_only=True)
+    abscissa: Abscissa = field(
+        default="step",
+        validator=one_of("step", "sigma"),
+        kw_only=True,
+        metadata=tunable(choices=("step", "sigma")),
+    )
 
     @property
     def depth(self) -> int:

@@ -16,7 +16,7 @@ from attrs import field, frozen
 from mixcache.core.forecast.base import Abscissa, Entry, Forecaster
 from mixcache.core.points import Point
 from mixcache.core.streams import Beside, Streams
-from mixcache.core.validators import ge, gt, none_or, one_of
+from mixcache.core.validators import ge, gt, none_or, one_of, tunable
 
 
 @frozen
@@ -96,7 +96,7 @@ class Taylor(Forecaster):
     """
 
     name: ClassVar[str] = "taylor"
-    order: int = field(default=1, validator=ge(0, whole=True))
+    order: int = field(default=1, validator=ge(0, whole=True), metadata=tunable(1, 3))
     reach: float | None = field(default=None, validator=none_or(ge(0)))
 
     @property
