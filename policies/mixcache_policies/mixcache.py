@@ -71,23 +71,19 @@ class MixCache(Policy):
 
     A reuse of granularity psi at step t is predicted to add this much to the relative deviation of the final latent:
 
-        E_psi = c * I_psi(t) * D_psi * (a / g)^2
+        E_psi = I_psi(t) * D_psi * (a / g)^2
 
     D_psi is the error of its forecast, measured at its last computed step (`forecast_error`); it is 1 before there is
-    one. a counts the steps since that compute, g those between it and the compute before.
-
-    I_psi(t) is the influence of an error at step t on the final latent. It is measured once per model, by reusing a
-    single step of a run. Such a measurement misses two things: in a run with many reuses, the steps between make up for
-    part of an error, and errors at the end stay. The factor c corrects it: `ending` in the last sixth of a run, before
-    that `isolated` at the first reuse after a computed step, and 1 at those that follow.
+    one. a counts the steps since that compute, g those between it and the compute before. I_psi(t) is the influence of
+    an error at step t on the final latent. It is measured once per model, by reusing a single step of a run.
 
     Let w_psi be the part of the step's work that psi skips. A psi may be reused if
 
         P_psi = E_psi / w_psi + (the E of all reuses since the last full step) <= threshold
 
     and of those that may, the one with the largest w_psi is. A full step is one of which nothing was reused. So
-    intervals are short where an error would grow (early in a run) or stay (at the end), and long between. Whole steps
-    are continued as noise: by a parabola just after a computed step, by a line further on.
+    intervals are short where errors have influence, and long elsewhere. What was computed is continued by a line,
+    for whole steps as noise.
 
     choice="paper" is the published rule. Nothing is reused until the change between full steps has come down to
     `settle`. From then on, one full step is followed by n - 1 cached ones. n shrinks by one if the forecast of a full
@@ -112,10 +108,6 @@ class MixCache(Policy):
     nearest step. table: a JSON file of `mixcache calibrate mixcache`. Without table and influence, the table of the
     model is used, and I = 1 if there is none.
 
-    isolated: c at the first reuse after a computed step. 0.5 keeps intervals regular early in a run. On 64 tuning clips
-    of tiny_wan it gained 2 dB over 1 at 2x, 1 dB at 3x and nothing from 3.5x on. ending: c in the last sixth of a run.
-    On the same clips 3 gained up to 1 dB over 2; 5 is better above 4x.
-
     Deviations: the paper gives no values for delta_1, delta_2, the trigger and the blocks; those here were chosen by
     measurement. The paper measures I with Gaussian noise of the size of the error; here psi is reused, since the model
     removes noise: on tiny_wan noise in the first third of a run has a seventh of the influence of a reuse that is as
@@ -139,8 +131,6 @@ class MixCache(Policy):
     influence: Mapping[str, tuple[float, ...]] | Influence | None = field(
         default=None, converter=_influence, repr=False
     )
-    isolated: float = field(default=0.5, validator=ge(0))
-    ending: float = field(default=3.0, validator=ge(0))
     table: str | None = None
 
     @define
@@ -177,7 +167,7 @@ class MixCache(Policy):
         """The paper holds the increment; ours continues it, for whole steps as noise."""
         if self.choice == "paper":
             return "residual", "hold"
-        return ("noise", "taylor:order=2,reach=0.6") if granularity is STEP else ("residual", "linear")
+        return "noise" if granularity is STEP else "residual", "linear"
 
     def calibrated(self, tables: Calibrations) -> Policy:
         """Itself with the influence that was given, that of the table that was named, or that of the model."""
@@ -213,10 +203,7 @@ class MixCache(Policy):
     def effect(self, psi: Granularity, point: Point, known: Known, reading: Reading | None = None) -> float | None:
         """E_psi: what reusing psi here is predicted to add to the deviation of the final latent."""
         off = self.off(psi, point, known, reading)
-        if off is None:
-            return None
-        late, next_ = 6 * point.step >= 5 * point.num_steps, point.step == known.last[psi] + 1
-        return (self.ending if late else self.isolated if next_ else 1.0) * self.weight(psi, point) * off
+        return None if off is None else self.weight(psi, point) * off
 
     def price(self, psi: Granularity, point: Point, known: Known, reading: Reading | None = None) -> float | None:
         """P_psi, from the signals measured now (`reading`), or from those known when the step began."""

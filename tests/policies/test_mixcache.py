@@ -44,20 +44,17 @@ def readings_of(errors: list[float], changes: list[float] | None = None) -> Read
     st.lists(VALUES, min_size=3, max_size=20),
     st.floats(0.01, 1.0),
     st.lists(VALUES, min_size=1, max_size=7),
-    st.sampled_from([{}, {"isolated": 1.0}, {"isolated": 0.2, "ending": 2.0}, {"ending": 0.0}]),
 )
 def test_a_step_is_reused_while_the_predicted_deviation_stays_below_the_threshold(
-    errors: list[float], threshold: float, weights: list[float], counts: dict[str, float]
+    errors: list[float], threshold: float, weights: list[float]
 ) -> None:
-    """E = sum over the run of reuses of c I(t) D (a / gap)^2, D = 1 at first; c = 3 at the end, 1/2 at age 1 before."""
+    """E = sum over the run of reuses of I(t) D (a / gap)^2, D = 1 at first."""
     steps, row = len(errors), len(weights)
-    policy = MixCache(among="step", threshold=threshold, influence={"step": weights}, **counts)
-    isolated, ending = counts.get("isolated", 0.5), counts.get("ending", 3.0)
+    policy = MixCache(among="step", threshold=threshold, influence={"step": weights})
     expected, last, gap, spent = [False], 0, 1, 0.0
     for t in range(1, steps):
         nearest = round(t * (row - 1) / (steps - 1))
         added = weights[nearest] * row / steps
-        added *= ending if t >= steps * 5 / 6 else isolated if t - last == 1 else 1
         added *= (errors[t] if t > 1 else 1.0) * ((t - last) / gap) ** 2
         reuse = added + spent <= threshold and t < steps - 1 and t - last <= 7
         spent = spent + added if reuse else 0.0
@@ -88,7 +85,7 @@ def test_nothing_is_reused_at_threshold_zero_or_on_broken_signals() -> None:
     broken = dict.fromkeys(("forecast_error", "increment_change"), float("nan"))
     assert not any(reused(MixCache(threshold=1e9), [broken] * 12))
     unmeasured: Readings = [{"forecast_error": None, "increment_change": None}] * 12
-    assert not any(reused(MixCache(threshold=0.49), unmeasured))  # counts as an error of 1, isolated as half
+    assert not any(reused(MixCache(threshold=0.49), unmeasured))  # counts as an error of 1
     assert not any(reused(MixCache(threshold=1e9, choice="paper"), unmeasured))
 
 
