@@ -11,10 +11,12 @@ from mixcache_models import (
     mochi,
     qwen_image,
     sd3,
+    tiny_cogvideox,
     tiny_flux,
     tiny_wan,
     wan,
 )
+from mixcache_models.tiny_cogvideox.score import score as tiny_cogvideox_score
 from mixcache_models.tiny_flux.score import score as tiny_flux_score
 from mixcache_models.tiny_wan.score import score as tiny_wan_score
 
@@ -24,7 +26,7 @@ _ARCHITECTURES = (cogvideox, flux, hunyuan_video, ltx_video, mochi, qwen_image, 
 @hookimpl
 def mixcache_models() -> list[ModelAdapter | PipelineFolder]:
     adapters = [adapter for architecture in _ARCHITECTURES for adapter in architecture.ADAPTERS]
-    return [*adapters, TINY_WAN, TINY_FLUX]
+    return [*adapters, TINY_WAN, TINY_COGVIDEOX, TINY_FLUX]
 
 
 TINY_WAN = PipelineFolder(
@@ -36,6 +38,17 @@ TINY_WAN = PipelineFolder(
     held_out=tiny_wan.HELD_OUT,
     score=tiny_wan_score,
     demo=("easycache:threshold=0.05", "static:every=3 @ basis=noise forecast=linear:abscissa=sigma"),
+)
+
+TINY_COGVIDEOX = PipelineFolder(
+    name="tiny_cogvideox",
+    path=tiny_cogvideox.PIPELINE,
+    summary="a CogVideoXPipeline trained on hand-written digits: 'a red seven moving up'; 9 frames of 48x48",
+    defaults=dict(tiny_cogvideox.CALL),
+    tuning=tiny_cogvideox.TUNING,
+    held_out=tiny_cogvideox.HELD_OUT,
+    score=tiny_cogvideox_score,
+    demo=("easycache:threshold=0.05", "static:every=3 @ basis=residual forecast=linear"),
 )
 
 TINY_FLUX = PipelineFolder(

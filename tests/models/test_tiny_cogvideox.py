@@ -21,8 +21,6 @@ from mixcache_models.tiny_cogvideox.score import measure, score, wanted
 
 ROOT = Path(__file__).parents[2]
 
-weights = pytest.mark.skipif(not tiny_cogvideox.PIPELINE.is_dir(), reason="its weights are not part of the package yet")
-
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
@@ -37,7 +35,6 @@ def _make(pipe: Any, prompt: str, seed: int = 0, **changes: Any) -> np.ndarray:
     return frames
 
 
-@weights
 def test_it_loads_and_is_called_in_one_line_each(pipe: Any) -> None:
     assert isinstance(pipe, diffusers.CogVideoXPipeline)
     assert {pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
@@ -47,23 +44,26 @@ def test_it_loads_and_is_called_in_one_line_each(pipe: Any) -> None:
     assert frames[0].size == (48, 48)
 
 
-@weights
 def test_it_predicts_a_velocity_down_from_pure_noise(pipe: Any) -> None:
     config = pipe.scheduler.config
     assert (config.prediction_type, config.timestep_spacing) == ("v_prediction", "trailing")
     assert pipe.scheduler.alphas_cumprod[-1] == 0
 
 
-@weights
 def test_it_shows_most_of_what_training_never_drew(pipe: Any) -> None:
     prompts = tiny_cogvideox.HELD_OUT[::3]
     scores = [score(_make(pipe, prompt), prompt) for prompt in prompts]
-    assert np.mean([each["colour"] for each in scores]) >= 0.75
-    assert np.mean([each["direction"] for each in scores]) >= 0.75
-    assert np.mean([each["digit"] for each in scores]) >= 0.5
+    for part in ("colour", "direction", "speed", "background"):
+        assert np.mean([each[part] for each in scores]) >= 0.85, part
 
 
-@weights
+@pytest.mark.slow
+def test_it_shows_the_digit_asked_for_in_every_second_clip_or_so(pipe: Any) -> None:
+    """In pairs with directions that training never drew; by chance it would be one in ten."""
+    scores = [score(_make(pipe, p, num_inference_steps=50), p) for p in tiny_cogvideox.HELD_OUT]
+    assert np.mean([each["digit"] for each in scores]) >= 0.35
+
+
 def test_the_other_scheduler_of_its_kind_shows_it_too(pipe: Any) -> None:
     dpm = diffusers.CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
     other = diffusers.CogVideoXPipeline(**{**pipe.components, "scheduler": dpm})
@@ -73,7 +73,6 @@ def test_the_other_scheduler_of_its_kind_shows_it_too(pipe: Any) -> None:
     assert scores["colour"] == scores["direction"] == 1
 
 
-@weights
 def test_a_cache_reuses_and_leaves_it_as_it_was(pipe: Any) -> None:
     plain = _make(pipe, tiny_cogvideox.TUNING[0])
     with mixcache.enable(pipe, "static:every=2 @ basis=noise forecast=linear") as session:
@@ -84,7 +83,6 @@ def test_a_cache_reuses_and_leaves_it_as_it_was(pipe: Any) -> None:
     assert np.array_equal(_make(pipe, tiny_cogvideox.TUNING[0]), plain)
 
 
-@weights
 def test_the_command_line_calls_it_likewise() -> None:
     folder = mixcache.catalogue.pipelines()["tiny_cogvideox"]
     assert folder.defaults == tiny_cogvideox.CALL
@@ -100,7 +98,6 @@ def test_importing_it_loads_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
-@weights
 def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in tiny_cogvideox.PIPELINE.rglob("*") if path.is_file()) <= 8e6
 
@@ -188,7 +185,6 @@ def test_the_held_out_prompts_are_those_that_training_never_draws() -> None:
         assert {pair[part] for pair in clips.training_pairs()} == {pair[part] for pair in clips.held_out_pairs()}
 
 
-@weights
 def test_the_tokenizer_of_the_package_is_the_one_that_is_built(pipe: Any) -> None:
     built = networks.build_tokenizer()
     assert pipe.tokenizer.get_vocab() == built.get_vocab()
