@@ -113,6 +113,7 @@ def test_tune_that_is_interrupted_by_a_signal_goes_on(words: list[str], tmp_path
     assert len(more) == len(kept) + 1
 
 
+@pytest.mark.slow
 def test_two_processes_add_to_one_search(words: list[str], tmp_path: Path) -> None:
     asked = [*words, "--target", "psnr>=20", "--trials", "12", "--trials-only"]
     processes = [start(asked), start(asked)]
