@@ -63,7 +63,7 @@ def tune(
     held_out: HeldOut = None,
     limit: Limit = None,
     seeds: has.Seeds = 1,
-    trials: Trials = 32,
+    trials: Trials = 16,
     minutes: Minutes = None,
     seed: GuessSeed = 0,
     folder: Folder = Path("mixcache-tune"),

@@ -31,7 +31,7 @@ from mixcache.study.space import Space
 from mixcache.study.targets import Measured, Target
 from mixcache.study.verdicts import Tuning, in_words
 
-TRIALS = 32
+TRIALS = 16
 PROMPTS = 16
 """Tuning prompts, and held-out ones, that are taken of a model's own."""
 
