@@ -137,7 +137,7 @@ def generate(
     if "callback_on_step_end" in inspect.signature(model.pipeline.__call__).parameters:
         call |= {"callback_on_step_end": step_ended, "callback_on_step_end_tensor_inputs": ["latents"]}
     session = None if recipe is None else enable(model.pipeline, recipe, trace=trace)
-    gc.collect()
+    gc.collect(1)  # what the call before left is young, as nothing grew old meanwhile; the whole heap takes long
     gc.disable()
     try:
         with session or nullcontext(), clock.running():
