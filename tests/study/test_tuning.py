@@ -301,7 +301,10 @@ def test_prompts_are_for_tuning_or_held_out(model: Model, tmp_path: Path) -> Non
         searched(evolve(model, held_out=()), tmp_path)
 
 
-@pytest.mark.parametrize("after", [1, 5, 11])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("after", [pytest.param(1, marks=SLOW), 5, pytest.param(11, marks=SLOW)])
 def test_an_interrupted_search_comes_to_the_same_end_and_repeats_nothing(
     after: int, model: Model, whole: Whole, tmp_path: Path
 ) -> None:
