@@ -121,7 +121,7 @@ class MixCache(Policy):
     one_state = True
 
     at: Granularity = field(default=STEP, init=False, repr=False)  # no choice: `among` says where
-    threshold: float = field(default=0.15, validator=ge(0), metadata=tunable(0.02, 2.0, log=True))
+    threshold: float = field(default=0.3, validator=ge(0), metadata=tunable(0.02, 2.0, log=True))
     choice: Literal["saved", "paper"] = field(default="saved", validator=one_of("saved", "paper"))
     among: str | None = field(default=None)
     last_steps: int = field(default=1, validator=ge(0, whole=True))
