@@ -48,7 +48,7 @@ class Loop:
         self.readout = Readout(plan.samples, plan.group)
         self._keep = keep
         self.reuses = 0
-        self._told = False
+        self._levels = run.levels or ()  # for the first record
         self.why: Counter[str] = Counter()
         self.panel.started()
 
@@ -220,10 +220,8 @@ class Loop:
         slot.visited(ticket.reading, reused=reused)
         if reused and (slot.states or any(track.own for track in slot.tracks)):
             self.store.keep(slot)
-        levels, self._told = () if self._told else self.run.levels or (), True
         ticket.record = Record(
             run=self.run.index,
-            levels=levels,
             point=point,
             reading=ticket.reading,
             votes=ticket.votes,
@@ -234,5 +232,7 @@ class Loop:
             seconds=seconds,
             learned=ticket.learned,
             streams=ticket.streams,
+            levels=self._levels,
         )
+        self._levels = ()
         self._keep(ticket.record)

@@ -148,8 +148,10 @@ class Run(Generic[M]):
     @property
     def complete(self) -> bool:
         """Whether the last evaluation was seen, with every branch of the one before, of each model called there."""
+        if self.step_now != self.num_steps - 1:  # asked after every call
+            return False
         before, seen = (Counter(branch for _, branch in calls) for calls in (self._before, self._seen))
-        return self.step_now == self.num_steps - 1 and before <= seen
+        return before <= seen
 
     def advance(self, call: Call, step: int) -> Place:
         """Take the call. A branch without a name gets its ordinal within the step ("call0", "call1", ...)."""

@@ -18,7 +18,7 @@ from mixcache.errors import ConfigurationError
 from mixcache.host.diffusers import models_of
 from mixcache.host.tuned import Identity, scheduler_told
 from mixcache.study.recorder import Recorder
-from mixcache.study.recording import Recording
+from mixcache.study.recording import Recording, file_of
 
 Run = Callable[..., Any]
 """(prompt, seed, recipe or `None`, number of steps if not the usual one) -> a `Generation`."""
@@ -70,8 +70,7 @@ class Plain:
         """Make what is missing; the recordings of the first `count`, none where runs cannot be followed (`refused`)."""
         found: list[Recording] = []
         for place, (prompt, seed) in enumerate(pairs):
-            name = hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:16]
-            file = self.folder / f"recording-{name}.npz"
+            file = file_of(self.folder, prompt, seed)
             wanted = place < count and self.refused is None
             if not self._kept.has(prompt, seed, UNCACHED) or (wanted and not file.is_file()):
                 self._make(prompt, seed, file if wanted else None)

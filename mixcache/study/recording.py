@@ -6,6 +6,7 @@ latents, and its error has the norm sqrt(v' G v). No tensor is needed once G is 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -88,6 +89,12 @@ class Recording:
             raise ConfigurationError(
                 f"cannot read the recording {str(path)!r}: {error}; record it again with `mixcache.study.record`."
             ) from error
+
+
+def file_of(folder: Path, prompt: str, seed: int) -> Path:
+    """Where the recording of a clip is kept in `folder`."""
+    name = hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:16]
+    return folder / f"recording-{name}.npz"
 
 
 def gram(tensors: Sequence[Tensor]) -> Matrix:

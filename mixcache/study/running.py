@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from mixcache.errors import ConfigurationError
 from mixcache.study.oracles import Best, improve
 from mixcache.study.pricing import Pricing
 from mixcache.study.recorder import Recorder
-from mixcache.study.recording import Recording
+from mixcache.study.recording import Recording, file_of
 from mixcache.study.searching import Found, recipe_of
 from mixcache.study.trying import Checked, Trial, TrialStore
 
@@ -81,8 +80,7 @@ class Trials:
         """The recording of a clip; from the folder, if it is there."""
         if self.store.folder is None:
             return record(self.model, prompt, seed, self.arguments)
-        name = hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:16]
-        file = self.store.folder / f"recording-{name}.npz"
+        file = file_of(self.store.folder, prompt, seed)
         if not file.is_file():
             record(self.model, prompt, seed, self.arguments).save(file)
         return Recording.load(file)

@@ -94,7 +94,8 @@ class MixCache(Policy):
 
     where D_psi is the relative L1 change of psi's increment between its last two computed steps. The increment is held.
 
-    threshold: the largest P of a reuse. 0.02 is nearly lossless, 1 gives about 5x. It is delta_2 of the published rule.
+    threshold: the largest P of a reuse; what it gives depends on the model and on the number of steps. It is delta_2 of
+    the published rule.
 
     choice: "saved" for the rule described first, "paper" for the published one. settle: for the published rule, the
     change between full steps at which reuse begins.

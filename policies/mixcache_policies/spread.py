@@ -72,8 +72,8 @@ class Spread(Policy):
 
     After every computed evaluation the next one is chosen: at it, the evaluations in between make up their share of
     what is left, by the density `density(steps, count)` that is known before the run. So what an evaluation more or
-    less costs is shared by all that are left, and the count is kept exactly, whatever guards, a second expert or a
-    change of the model compute beside it.
+    less costs is shared by all that are left, and the count is kept exactly: what a guard or the first call of a second
+    expert computes is one of those ordered. Only what they compute when none is left comes on top.
 
     The share is then divided by how much worse forecasts do here than they usually do:
 
@@ -84,8 +84,8 @@ class Spread(Policy):
 
     evaluations: how many are computed; the first always is. speedup: as a ratio instead, evaluations of the run over
     those computed, at least that much (the ideal speed-up). Give one of them; if neither is given, half of the
-    evaluations are computed, and all of a run of fewer than 10: there a plain run of half the steps was as good on
-    every model tried. adapt: 0 goes by the density alone.
+    evaluations are computed, and all of a run of fewer than 10: on tiny_flux, which is made for so few, a plain run of
+    half the steps was as good. adapt: 0 goes by the density alone.
 
     Raises `ConfigurationError` if a run has fewer evaluations than are to be computed.
     """
@@ -120,11 +120,15 @@ class Spread(Policy):
                 f"`Spread(evaluations={self.evaluations}, speedup={value:g})` orders twice; give one of them."
             )
 
+    def _too_few(self, steps: int) -> bool:
+        """Whether nothing is reused in a run of `steps`, as nothing was ordered."""
+        return self.evaluations is None and self.speedup is None and steps < FEW
+
     def count(self, steps: int) -> int:
         """How many of `steps` evaluations are computed."""
         if self.evaluations is not None:
             return self.evaluations
-        if self.speedup is None and steps < FEW:
+        if self._too_few(steps):
             return steps
         return max(1, math.floor(steps / (2.0 if self.speedup is None else self.speedup) + 1e-9))
 
@@ -148,7 +152,7 @@ class Spread(Policy):
     def vote(self, point: Point, reading: Reading, state: Any) -> Vote:
         """Compute what is planned, and all branches and spans of what was begun."""
         count = self.count(point.num_steps)
-        if count == point.num_steps < FEW and self.evaluations is None:
+        if self._too_few(point.num_steps):
             return Vote.compute(f"a run of {count} steps gains nothing over fewer steps; order a speedup to reuse")
         if point.step >= state.next or point.step == state.last:
             return Vote.compute(f"one of the {count} evaluations ordered")
